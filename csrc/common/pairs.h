@@ -1,0 +1,75 @@
+// A deterministic parallel walk over all unordered pairs of blocks, for symmetric matrices.
+//
+// The pair (I, J) updates what belongs to block I and what belongs to block J. The walk is a
+// round-robin tournament: round 0 is every block with itself, and in each later round every block
+// meets one other. A block's rounds run in order and one at a time, so that nothing needs a lock or a
+// private copy and each sum is added up in the same order on every run. There is no barrier between
+// rounds: a thread that is done early takes the next pair whose two blocks have finished their rounds.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+namespace fastssl {
+
+class Tournament {
+ public:
+  explicit Tournament(int64_t blocks)
+      : blocks_(blocks),
+        players_(blocks + blocks % 2),
+        finished_(new std::atomic<int64_t>[static_cast<size_t>(players_)]) {
+    for (int64_t i = 0; i < players_; ++i) finished_[i].store(0, std::memory_order_relaxed);
+  }
+
+  // Call from every thread that shall take part; each call returns when no pair is left to start.
+  // Pairs start in the order of their rounds, so the oldest unfinished one never waits: any number
+  // of threads gets through, one included.
+  template <class F>
+  void play(const F& pair) {
+    const int64_t per_round = players_ / 2;
+    const int64_t total = blocks_ + (players_ - 1) * per_round;
+    for (;;) {
+      const int64_t ticket = next_.fetch_add(1, std::memory_order_relaxed);
+      if (ticket >= total) return;
+      if (ticket < blocks_) {
+        pair(ticket, ticket);
+        finished_[ticket].store(1, std::memory_order_release);
+        continue;
+      }
+      const int64_t round = (ticket - blocks_) / per_round;
+      const int64_t seat = (ticket - blocks_) % per_round;
+      const int64_t ring = players_ - 1;
+      int64_t a = seat == 0 ? ring : (round + seat) % ring;
+      int64_t b = seat == 0 ? round : (round - seat + ring) % ring;
+      if (a > b) {
+        const int64_t smaller = b;
+        b = a;
+        a = smaller;
+      }
+      const bool sits_out = b >= blocks_;  // an odd number of blocks has one without a partner
+      wait(a, round + 1);
+      if (!sits_out) {
+        wait(b, round + 1);
+        pair(a, b);
+        finished_[b].store(round + 2, std::memory_order_release);
+      }
+      finished_[a].store(round + 2, std::memory_order_release);
+    }
+  }
+
+ private:
+  void wait(int64_t block, int64_t rounds) const {
+    for (int spins = 0; finished_[block].load(std::memory_order_acquire) != rounds; ++spins) {
+      if (spins > 64) std::this_thread::yield();
+    }
+  }
+
+  const int64_t blocks_;
+  const int64_t players_;
+  std::unique_ptr<std::atomic<int64_t>[]> finished_;
+  std::atomic<int64_t> next_{0};
+};
+
+}  // namespace fastssl

@@ -1,0 +1,23 @@
+// fastssl._C: importing it registers the CPU operators; what it exports has no tensor in it.
+#include <pybind11/pybind11.h>
+
+#include "common/cpu.h"
+
+#ifndef FASTSSL_HAS_CUDA
+#define FASTSSL_HAS_CUDA false
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU operators of fastssl and information about this build.";
+  // An impossible FASTSSL_CPU_CAPABILITY shall fail here, not at the first call of an operator.
+  fastssl::cpu_isa();
+  m.def("cpu_capability", [] { return fastssl::isa_name(fastssl::cpu_isa()); },
+        "Instruction set the CPU operators use: base, avx2 or avx512.");
+  m.def("build_info", [] {
+    pybind11::dict info;
+    info["compiler"] = FASTSSL_COMPILER;
+    info["torch"] = FASTSSL_TORCH_VERSION;
+    info["cuda_library"] = FASTSSL_HAS_CUDA;
+    return info;
+  }, "Compiler, torch whose headers were used, and whether the CUDA library was built.");
+}

@@ -1,0 +1,188 @@
+// Forward pass: for each row, the sum of exponentials over its negatives.
+#pragma once
+
+#include "nt_xent/tile.h"
+
+namespace fastssl {
+namespace nt_xent {
+namespace {
+
+// What stands for a similarity that does not count: far below any real one, yet finite, so that
+// differences of two of them stay numbers.
+template <typename T>
+constexpr T kNever = T(-1e30);
+
+// Adds `sum` exponentials relative to `peak` to a row's running total.
+template <typename T>
+inline void merge(const Pass<T>& pass, int64_t row, double peak, double sum) {
+  const double before = pass.peak[row];
+  if (before == peak) {
+    pass.sum[row] += sum;
+  } else if (before > peak) {
+    pass.sum[row] += sum * __builtin_exp2(peak - before);
+  } else {
+    pass.sum[row] = pass.sum[row] * __builtin_exp2(before - peak) + sum;
+    pass.peak[row] = peak;
+  }
+}
+
+template <typename T>
+inline void merge_lanes(const Pass<T>& pass, int64_t row, Vec<T> peak, Vec<T> sum) {
+  for (int l = 0; l < kLanes<T>; ++l) merge<T>(pass, row, double(peak[l]), double(sum[l]));
+}
+
+// Row sums and, off the diagonal, column sums of 2^(t - bound).
+template <typename T>
+void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
+  const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
+  T* row_sums = scratch;  // [block] vectors
+  for (int64_t x = 0; x < pass.block * kLanes<T>; ++x) row_sums[x] = 0;
+  const T* slab = slab_of(pass, pass.slabs, block_i);
+  for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
+    const T* panel = panel_of(pass, first_j + j);
+    Vec<T> column_sum[kNv] = {};
+    for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
+      Tile<T> tile;
+      similarities(tile, pass, slab + i * kNr<T>, panel);
+#pragma GCC unroll 16
+      for (int r = 0; r < kMr; ++r) {
+#pragma GCC unroll 2
+        for (int c = 0; c < kNv; ++c) {
+          tile.v[r][c] = exp2_in_range<T>(tile.v[r][c] * pass.scale - pass.bound);
+        }
+      }
+      if (has_exceptions(pass, first_i + i, first_j + j)) {
+        replace_exceptions(tile, pass, first_i + i, first_j + j, T(0));
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kMr; ++r) {
+        T* to = row_sums + (i + r) * kLanes<T>;
+        Vec<T> row = load<T>(to);
+#pragma GCC unroll 2
+        for (int c = 0; c < kNv; ++c) {
+          row += tile.v[r][c];
+          column_sum[c] += tile.v[r][c];
+        }
+        store<T>(to, row);
+      }
+    }
+    if (block_i != block_j) {
+      for (int c = 0; c < kNr<T>; ++c) {
+        pass.sum[first_j + j + c] += double(column_sum[c / kLanes<T>][c % kLanes<T>]);
+      }
+    }
+  }
+  for (int64_t i = 0; i < pass.block; ++i) {
+    double total = 0;
+    for (int l = 0; l < kLanes<T>; ++l) total += double(row_sums[i * kLanes<T> + l]);
+    pass.sum[first_i + i] += total;
+  }
+}
+
+// One step of a streaming sum of exponentials, each lane for itself.
+template <int count, typename T>
+inline void stream(Vec<T>& peak, Vec<T>& sum, const Vec<T> (&x)[count]) {
+  Vec<T> top = peak;
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) top = top < x[n] ? x[n] : top;
+  Vec<T> total = sum * exp2_or_zero<T>(peak - top);
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) total += exp2_or_zero<T>(x[n] - top);
+  peak = top;
+  sum = total;
+}
+
+// The same for any range of similarities: rows and columns keep their own running maxima.
+template <typename T>
+void forward_streaming(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
+  const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
+  T* row_peaks = scratch;
+  T* row_sums = scratch + pass.block * kLanes<T>;
+  for (int64_t x = 0; x < pass.block * kLanes<T>; ++x) {
+    row_peaks[x] = kNever<T>;
+    row_sums[x] = 0;
+  }
+  const T* slab = slab_of(pass, pass.slabs, block_i);
+  for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
+    const T* panel = panel_of(pass, first_j + j);
+    Vec<T> column_peak[kNv], column_sum[kNv];
+    for (int c = 0; c < kNv; ++c) {
+      column_peak[c] = broadcast<T>(kNever<T>);
+      column_sum[c] = Vec<T>{};
+    }
+    for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
+      Tile<T> tile;
+      similarities(tile, pass, slab + i * kNr<T>, panel);
+      for (int r = 0; r < kMr; ++r) {
+        for (int c = 0; c < kNv; ++c) tile.v[r][c] *= pass.scale;
+      }
+      if (has_exceptions(pass, first_i + i, first_j + j)) {
+        replace_exceptions(tile, pass, first_i + i, first_j + j, kNever<T>);
+      }
+      for (int r = 0; r < kMr; ++r) {
+        T* peak_at = row_peaks + (i + r) * kLanes<T>;
+        T* sum_at = row_sums + (i + r) * kLanes<T>;
+        Vec<T> peak = load<T>(peak_at), sum = load<T>(sum_at);
+        stream<kNv, T>(peak, sum, tile.v[r]);
+        store<T>(peak_at, peak);
+        store<T>(sum_at, sum);
+      }
+      if (block_i != block_j) {
+        for (int c = 0; c < kNv; ++c) {
+          Vec<T> column[kMr];
+          for (int r = 0; r < kMr; ++r) column[r] = tile.v[r][c];
+          stream<kMr, T>(column_peak[c], column_sum[c], column);
+        }
+      }
+    }
+    if (block_i != block_j) {
+      for (int c = 0; c < kNr<T>; ++c) {
+        merge<T>(pass, first_j + j + c, double(column_peak[c / kLanes<T>][c % kLanes<T>]),
+                 double(column_sum[c / kLanes<T>][c % kLanes<T>]));
+      }
+    }
+  }
+  for (int64_t i = 0; i < pass.block; ++i) {
+    merge_lanes<T>(pass, first_i + i, load<T>(row_peaks + i * kLanes<T>),
+                   load<T>(row_sums + i * kLanes<T>));
+  }
+}
+
+template <typename T>
+void forward(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
+  if (pass.bounded) {
+    forward_bounded(pass, block_i, block_j, scratch);
+  } else {
+    forward_streaming(pass, block_i, block_j, scratch);
+  }
+}
+
+// t_ip of the block's rows.
+template <typename T>
+void positives(const Pass<T>& pass, int64_t block, T* out) {
+  for (int64_t i = 0; i < pass.block; ++i) {
+    const int64_t row = block * pass.block + i;
+    if (row >= pass.rows) {
+      out[i] = 0;
+      continue;
+    }
+    const int64_t partner = (row + pass.half) % pass.rows;
+    const T* x = slab_of(pass, pass.slabs, block) + i * kNr<T>;
+    const T* y = slab_of(pass, pass.slabs, partner / pass.block) + partner % pass.block * kNr<T>;
+    Vec<T> dot[kNv] = {};
+    for (int64_t k = 0; k < pass.padded_depth; k += kNr<T>) {
+      for (int c = 0; c < kNv; ++c) {
+        dot[c] += load<T>(x + c * kLanes<T>) * load<T>(y + c * kLanes<T>);
+      }
+      x += pass.block * kNr<T>;
+      y += pass.block * kNr<T>;
+    }
+    double total = 0;
+    for (int c = 0; c < kNv; ++c) total += double(lane_sum<T>(dot[c]));
+    out[i] = T(total * double(pass.scale));
+  }
+}
+
+}  // namespace
+}  // namespace nt_xent
+}  // namespace fastssl

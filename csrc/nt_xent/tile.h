@@ -1,0 +1,111 @@
+// The register tile of NT-Xent's kernels: kMr rows by kNr columns, held in registers from the first
+// multiply to the last exponential.
+#pragma once
+
+#include "common/simd.h"
+#include "nt_xent/nt_xent.h"
+
+namespace fastssl {
+namespace nt_xent {
+namespace {
+
+constexpr int kNv = 2;  // vectors across a tile
+// 12 accumulators of 16 registers (SSE, AVX2), 24 of 32 (AVX-512).
+constexpr int kMr = FASTSSL_VECTOR_BYTES == 64 ? 12 : 6;
+template <typename T>
+constexpr int kNr = kNv* kLanes<T>;
+
+// Rows of a block of G are this far apart: an odd number of cache lines, so that walking down a
+// column does not fall on the same few cache sets. It bounds the rows of a block.
+constexpr int64_t kMaxBlock = 192;
+constexpr int64_t kPitch = kMaxBlock + 16;
+
+template <typename T>
+struct Tile {
+  Vec<T> v[kMr][kNv];
+};
+
+template <typename T>
+inline void clear(Tile<T>& tile) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kMr; ++r) {
+#pragma GCC unroll 2
+    for (int c = 0; c < kNv; ++c) tile.v[r][c] = Vec<T>{};
+  }
+}
+
+// tile += A B for `depth` steps of k: A(r, k) at a[r * row_step + k * k_step], B(k, :) contiguous.
+template <int row_step, int k_step, typename T>
+inline void multiply(Tile<T>& tile, const T* a, const T* b, int64_t depth) {
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> right[kNv];
+#pragma GCC unroll 2
+    for (int c = 0; c < kNv; ++c) right[c] = load<T>(b + c * kLanes<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < kMr; ++r) {
+      const T left = a[r * row_step];
+#pragma GCC unroll 2
+      for (int c = 0; c < kNv; ++c) tile.v[r][c] += left * right[c];
+    }
+    a += k_step;
+    b += kNr<T>;
+  }
+}
+
+// The similarities of kMr rows (from a slab) with kNr rows (a panel).
+template <typename T>
+inline void similarities(Tile<T>& tile, const Pass<T>& pass, const T* slab, const T* panel) {
+  clear(tile);
+  for (int64_t k = 0; k < pass.depth; k += kNr<T>) {
+    const int64_t left = pass.depth - k;
+    multiply<kNr<T>, 1>(tile, slab, panel, left < kNr<T> ? left : kNr<T>);
+    slab += pass.block * kNr<T>;
+    panel += kNr<T> * kNr<T>;
+  }
+}
+
+// Whether the tile at (i, j) holds a pair that is no negative: a row with itself, with its partner,
+// or with padding.
+template <typename T>
+inline bool has_exceptions(const Pass<T>& pass, int64_t i, int64_t j) {
+  const int64_t low = j - i - (kMr - 1), high = j - i + (kNr<T> - 1);
+  return (low <= 0 && 0 <= high) || (low <= pass.half && pass.half <= high) ||
+         (low <= -pass.half && -pass.half <= high) || i + kMr > pass.rows ||
+         j + kNr<T> > pass.rows;
+}
+
+// Overwrites what is no negative with `value`.
+template <typename T>
+inline void replace_exceptions(Tile<T>& tile, const Pass<T>& pass, int64_t i, int64_t j, T value) {
+  T cells[kMr * kNr<T>];
+  for (int r = 0; r < kMr; ++r) {
+    for (int c = 0; c < kNv; ++c) store<T>(cells + r * kNr<T> + c * kLanes<T>, tile.v[r][c]);
+  }
+  for (int r = 0; r < kMr; ++r) {
+    for (int c = 0; c < kNr<T>; ++c) {
+      const int64_t apart = j + c - (i + r);
+      if (apart == 0 || apart == pass.half || apart == -pass.half || i + r >= pass.rows ||
+          j + c >= pass.rows) {
+        cells[r * kNr<T> + c] = value;
+      }
+    }
+  }
+  for (int r = 0; r < kMr; ++r) {
+    for (int c = 0; c < kNv; ++c) tile.v[r][c] = load<T>(cells + r * kNr<T> + c * kLanes<T>);
+  }
+}
+
+template <typename T>
+inline const T* slab_of(const Pass<T>& pass, const T* slabs, int64_t block) {
+  return slabs + block * pass.block * pass.padded_depth;
+}
+
+template <typename T>
+inline const T* panel_of(const Pass<T>& pass, int64_t row) {
+  return pass.panels + row * pass.depth;
+}
+
+}  // namespace
+}  // namespace nt_xent
+}  // namespace fastssl

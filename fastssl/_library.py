@@ -1,0 +1,45 @@
+"""Loads the native libraries and holds the operator library.
+
+Nothing fails here when a native library is missing or does not load: the reason is kept, `fastssl
+info` prints it, and an implementation that is asked for by name and missing raises.
+"""
+
+import os
+from importlib.resources import files
+
+import torch
+
+LIBRARY = torch.library.Library("fastssl", "DEF")
+
+#: Why a native library is not loaded; empty when it is.
+cpu_error = ""
+cuda_error = ""
+
+try:
+    from fastssl import _C
+except ImportError as error:
+    _C = None
+    cpu_error = str(error)
+
+
+def _load_cuda() -> str:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    # Not Path(__file__).parent: an editable install keeps built files apart from the sources.
+    for path in files("fastssl").iterdir():
+        if path.name.startswith("libfastssl_cuda."):
+            try:
+                torch.ops.load_library(str(path))
+            except OSError as error:
+                return str(error)
+            return ""
+    return "not built (nvcc was not found at build time)"
+
+
+cuda_error = _load_cuda()
+
+_required = os.environ.get("FASTSSL_REQUIRE", "").split(",")
+if "cpu" in _required and cpu_error:
+    raise ImportError(f"FASTSSL_REQUIRE asks for the CPU library: {cpu_error}")
+if "cuda" in _required and cuda_error:
+    raise ImportError(f"FASTSSL_REQUIRE asks for the CUDA library: {cuda_error}")

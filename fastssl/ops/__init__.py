@@ -1,0 +1,1 @@
+"""One folder per operator; its name finds its kernels, its tests and its benchmark."""

@@ -1,0 +1,169 @@
+"""NT-Xent: the contrastive loss of SimCLR, without the similarity matrix.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020,
+equation 1. docs/nt_xent.md derives what the kernels compute.
+"""
+
+import torch
+from torch import Tensor
+
+from fastssl import _dispatch
+from fastssl.ops.nt_xent import reference, schema
+
+_dispatch.register("nt_xent", cpu="cpu", cuda="triton")
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    """Normalised-temperature cross entropy between two views of a batch.
+
+    With z = [z0; z1] (2N rows, each divided by max(|row|, 1e-12) when `normalize`), S = z zT /
+    temperature and p(i) = (i + N) mod 2N, the loss of row i is logsumexp_{j != i} S_ij - S_{i p(i)}.
+    No [2N, 2N] matrix is stored: memory grows with N * D. The result is the same from call to call,
+    bit by bit, for the same number of threads. The whole of it is differentiable twice; the second
+    derivative goes through the reference.
+
+    Args:
+        z0: projections of the first view, [N, D], float16, bfloat16, float32 or float64; any strides.
+        z1: projections of the second view, same shape, dtype and device.
+        temperature: a number, or a 0-d tensor (learnable if it requires a gradient), with
+            |temperature| >= 1e-8. On a GPU the value of a tensor is not checked: that would wait
+            for the device.
+        normalize: divide rows by their Euclidean norm first.
+        reduction: "mean" over the 2N rows, "sum", or "none" for the rows' losses, [2N].
+        impl: "auto", or one of "reference", "cpu", "triton" by name.
+
+    Returns:
+        The loss in the inputs' dtype; half-precision inputs are computed in float32 throughout, and
+        inside torch.autocast give a float32 loss.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices, temperature, `reduction` or `impl` are not acceptable.
+        RuntimeError: `impl` cannot run here.
+    """
+    autocast = _autocast(z0)
+    if autocast and isinstance(z1, Tensor) and z0.dtype != z1.dtype:
+        dtype = torch.promote_types(z0.dtype, z1.dtype)
+        z0, z1 = z0.to(dtype), z1.to(dtype)
+    temperature, tau = _check(z0, z1, temperature, reduction)
+    out_dtype = torch.promote_types(z0.dtype, torch.float32) if autocast else z0.dtype
+    chosen = _dispatch.choose("nt_xent", impl, z0.device)
+    if impl == "reference":
+        loss = reference.nt_xent(z0, z1, tau if temperature is None else temperature, normalize,
+                                 reduction)
+    else:
+        loss, _, _ = _NTXent.apply(z0, z1, temperature, tau, normalize, reduction, chosen)
+    return loss if loss.dtype == out_dtype else loss.to(out_dtype)
+
+
+def _autocast(z0) -> bool:
+    return isinstance(z0, Tensor) and torch.is_autocast_enabled(z0.device.type)
+
+
+def _check(z0, z1, temperature, reduction) -> tuple[Tensor | None, float]:
+    for name, z in (("z0", z0), ("z1", z1)):
+        if not isinstance(z, Tensor):
+            raise TypeError(f"{name}: got {type(z).__name__}, must be a tensor")
+        if z.dtype not in _DTYPES:
+            raise TypeError(
+                f"{name}: got dtype {z.dtype}, must be float16, bfloat16, float32 or float64"
+            )
+        if z.dim() != 2:
+            raise ValueError(f"{name}: got shape {tuple(z.shape)}, must be [N, D]")
+        if z.shape[0] == 0 or z.shape[1] == 0:
+            raise ValueError(f"{name}: got shape {tuple(z.shape)}, N and D must be at least 1")
+    if z0.shape != z1.shape:
+        raise ValueError(f"z1: got shape {tuple(z1.shape)}, must be that of z0, {tuple(z0.shape)}")
+    if z0.dtype != z1.dtype:
+        raise TypeError(f"z1: got dtype {z1.dtype}, must be that of z0, {z0.dtype}")
+    if z0.device != z1.device:
+        raise ValueError(f"z1: got device {z1.device}, must be that of z0, {z0.device}")
+    if reduction not in schema.REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}, must be one of {schema.REDUCTIONS}")
+    return _check_temperature(temperature, z0)
+
+
+def _check_temperature(temperature, z0) -> tuple[Tensor | None, float]:
+    if not isinstance(temperature, Tensor):
+        tau = float(temperature)
+        if not abs(tau) >= 1e-8:
+            raise ValueError(f"temperature: got {tau}, |temperature| must be at least 1e-8")
+        return None, tau
+    if temperature.dim() != 0:
+        raise ValueError(f"temperature: got shape {tuple(temperature.shape)}, must be 0-d")
+    if temperature.dtype not in _DTYPES:
+        raise TypeError(f"temperature: got dtype {temperature.dtype}, must be floating-point")
+    if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_temperature(temperature.detach().item(), z0)
+    dtype = reference.compute_dtype(z0.dtype)
+    return temperature.to(device=z0.device, dtype=dtype), 0.0
+
+
+def _kernels(impl: str):
+    """The raw operators, or Triton's launchers where they run on CPU tensors in its interpreter."""
+    if impl == "triton" and _dispatch.INTERPRET:
+        from fastssl.ops.nt_xent import triton
+
+        return triton.forward, triton.backward
+    return torch.ops.fastssl.nt_xent_forward, torch.ops.fastssl.nt_xent_backward
+
+
+class _NTXent(torch.autograd.Function):
+    @staticmethod
+    def forward(z0, z1, temperature, tau, normalize, reduction, impl):
+        forward, _ = _kernels(impl)
+        return forward(z0, z1, temperature, tau, normalize, schema.REDUCTIONS.index(reduction))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        z0, z1, temperature, *ctx.options = inputs
+        _, lse, miss = output
+        ctx.mark_non_differentiable(lse, miss)
+        ctx.save_for_backward(z0, z1, temperature, lse, miss)
+
+    @staticmethod
+    def backward(ctx, grad, _lse, _miss):
+        grads = _NTXentBackward.apply(grad, *ctx.saved_tensors, *ctx.options)
+        return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), *[
+            None
+        ] * 4
+
+
+class _NTXentBackward(torch.autograd.Function):
+    """The gradient as a function of its own, so that it has one: that of the reference."""
+
+    @staticmethod
+    def forward(grad, z0, z1, temperature, lse, miss, tau, normalize, reduction, impl):
+        _, backward = _kernels(impl)
+        return backward(grad, z0, z1, temperature, tau, normalize,
+                        schema.REDUCTIONS.index(reduction), lse, miss)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, z0, z1, temperature, _, _, *ctx.options = inputs
+        ctx.save_for_backward(grad, z0, z1, temperature)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad, z0, z1, temperature = ctx.saved_tensors
+        tau, normalize, reduction, _ = ctx.options
+        with torch.enable_grad():
+            wanted = [z0, z1] if temperature is None else [z0, z1, temperature]
+            wanted = [x if x.requires_grad else x.detach().requires_grad_() for x in wanted]
+            grad = grad if grad.requires_grad else grad.detach().requires_grad_()
+            loss = reference.nt_xent(*wanted[:2], tau if temperature is None else wanted[2],
+                                     normalize, reduction)
+            first = torch.autograd.grad(loss, wanted, grad, create_graph=True)
+        second = torch.autograd.grad(first, [grad, *wanted], grads[: len(first)],
+                                     create_graph=torch.is_grad_enabled(), allow_unused=True)
+        return *second, *[None] * (10 - len(second))
