@@ -1,5 +1,6 @@
 // fastssl._C: importing it registers the CPU operators; what it exports has no tensor in it.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "common/cpu.h"
 
@@ -13,6 +14,9 @@ PYBIND11_MODULE(_C, m) {
   fastssl::cpu_isa();
   m.def("cpu_capability", [] { return fastssl::isa_name(fastssl::cpu_isa()); },
         "Instruction set the CPU operators use: base, avx2 or avx512.");
+  m.def("cpu_capabilities", &fastssl::isa_names, "Instruction sets that can run here.");
+  m.def("use_cpu_capability", &fastssl::use_isa, pybind11::arg("name"),
+        "Switch to another instruction set, for tests and benchmarks; ValueError if it cannot run.");
   m.def("build_info", [] {
     pybind11::dict info;
     info["compiler"] = FASTSSL_COMPILER;

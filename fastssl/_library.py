@@ -5,6 +5,7 @@ info` prints it, and an implementation that is asked for by name and missing rai
 """
 
 import os
+import warnings
 from importlib.resources import files
 
 import torch
@@ -20,6 +21,10 @@ try:
 except ImportError as error:
     _C = None
     cpu_error = str(error)
+    warnings.warn(
+        f"fastssl's CPU library is not loaded ({error}): CPU tensors take the slow reference",
+        stacklevel=2,
+    )
 
 
 def _load_cuda() -> str:

@@ -1,46 +1,73 @@
 #include "common/cpu.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
 namespace fastssl {
 namespace {
 
-Isa supported_isa() {
+bool can_run(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-    return Isa::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  switch (isa) {
+    case Isa::kBase:
+      return true;
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512cd");
+    case Isa::kWide:
+#ifdef FASTSSL_HAS_WIDE
+      return avx2;
+#else
+      return false;
 #endif
-  return Isa::kBase;
+  }
+#endif
+  return isa == Isa::kBase;
 }
 
-Isa chosen_isa() {
-  const Isa supported = supported_isa();
-  const char* wish = std::getenv("FASTSSL_CPU_CAPABILITY");
-  if (wish == nullptr || *wish == '\0') return supported;
-  for (const Isa isa : {Isa::kBase, Isa::kAvx2, Isa::kAvx512}) {
-    if (std::string(wish) != isa_name(isa)) continue;
-    if (isa <= supported) return isa;
-    throw std::runtime_error(std::string("FASTSSL_CPU_CAPABILITY=") + wish +
-                             ": this processor offers " + isa_name(supported) + " at most");
+constexpr Isa kAll[] = {Isa::kBase, Isa::kAvx2, Isa::kAvx512, Isa::kWide};
+
+Isa isa_named(const std::string& name) {
+  for (const Isa isa : kAll) {
+    if (name == isa_name(isa) && can_run(isa)) return isa;
   }
-  throw std::runtime_error(std::string("FASTSSL_CPU_CAPABILITY=") + wish +
-                           ": must be base, avx2 or avx512");
+  std::string names;
+  for (const std::string& known : isa_names()) names += (names.empty() ? "" : ", ") + known;
+  throw std::invalid_argument("CPU capability '" + name + "' cannot run here; these can: " + names);
+}
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa = [] {
+    const char* wish = std::getenv("FASTSSL_CPU_CAPABILITY");
+    if (wish != nullptr && *wish != '\0') return isa_named(wish);
+    return can_run(Isa::kAvx512) ? Isa::kAvx512 : can_run(Isa::kAvx2) ? Isa::kAvx2 : Isa::kBase;
+  }();
+  return isa;
 }
 
 }  // namespace
 
-Isa cpu_isa() {
-  static const Isa isa = chosen_isa();
-  return isa;
-}
+Isa cpu_isa() { return current().load(std::memory_order_relaxed); }
+
+void use_isa(const std::string& name) { current().store(isa_named(name)); }
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "base";
+  constexpr const char* kNames[] = {"base", "avx2", "avx512", "wide"};
+  return kNames[static_cast<int>(isa)];
+}
+
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const Isa isa : kAll) {
+    if (can_run(isa)) names.push_back(isa_name(isa));
+  }
+  return names;
 }
 
 }  // namespace fastssl

@@ -100,24 +100,39 @@ struct Exp2Table<double> {
   };
 };
 
-// 2^x for kLowest <= x < 128 (1024): no branch, no table. kLowest itself gives exactly zero, NaN
+// x = 2^x for kLowest <= x < 128 (1024): no branch, no table. kLowest itself gives exactly zero, NaN
 // stays NaN. Below kLowest the result is meaningless: clamp with `exp2_or_zero` where x may go there.
-template <typename T>
-inline Vec<T> exp2_in_range(Vec<T> x) {
+//
+// `count` vectors advance in lockstep: one polynomial is a chain of dependent steps, and the few
+// dozen waiting instructions that a core can look ahead over hold only a few chains.
+template <typename T, int count>
+inline void exp2_in_range(Vec<T> (&x)[count]) {
   using Table = Exp2Table<T>;
   constexpr int degree = sizeof(Table::kCoefficients) / sizeof(T) - 1;
-  const Vec<T> shifted = x + Table::kShift;
-  const Vec<T> f = x - (shifted - Table::kShift);
-  Vec<T> p = broadcast<T>(Table::kCoefficients[degree]);
+  Vec<T> shifted[count], p[count];
 #pragma GCC unroll 16
-  for (int i = degree - 1; i >= 0; --i) p = p * f + Table::kCoefficients[i];
-  const auto scale = ((typename SimdTypes<T>::Bits)shifted) << Table::kMantissa;
-  return p * (Vec<T>)scale;
+  for (int n = 0; n < count; ++n) {
+    shifted[n] = x[n] + Table::kShift;
+    x[n] -= shifted[n] - Table::kShift;
+    p[n] = x[n] * Table::kCoefficients[degree] + Table::kCoefficients[degree - 1];
+  }
+#pragma GCC unroll 16
+  for (int i = degree - 2; i >= 0; --i) {
+#pragma GCC unroll 16
+    for (int n = 0; n < count; ++n) p[n] = p[n] * x[n] + Table::kCoefficients[i];
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) {
+    const auto scale = ((typename SimdTypes<T>::Bits)shifted[n]) << Table::kMantissa;
+    x[n] = p[n] * (Vec<T>)scale;
+  }
 }
 
-template <typename T>
-inline Vec<T> exp2_or_zero(Vec<T> x) {
-  return exp2_in_range<T>(at_least<T>(x, broadcast<T>(Exp2Table<T>::kLowest)));
+template <typename T, int count>
+inline void exp2_or_zero(Vec<T> (&x)[count]) {
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) x[n] = at_least<T>(x[n], broadcast<T>(Exp2Table<T>::kLowest));
+  exp2_in_range<T>(x);
 }
 
 }  // namespace

@@ -10,22 +10,31 @@ namespace {
 // G for the tile whose similarities (before scaling) are in `tile`.
 template <bool bounded, typename T>
 inline void weigh(Tile<T>& tile, const Pass<T>& pass, int64_t i, int64_t j) {
-#pragma GCC unroll 2
-  for (int c = 0; c < kNv; ++c) {
-    const int64_t column = j + c * kLanes<T>;
+  constexpr int rows = kGroup / kNv;
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    Vec<T>(&x)[kGroup] = tile.group[g];
     if (bounded) {
-      const Vec<T> factor = load<T>(pass.row_factor + column);
-#pragma GCC unroll 16
-      for (int r = 0; r < kMr; ++r) {
-        const Vec<T> e = exp2_in_range<T>(tile.v[r][c] * pass.scale - pass.bound);
-        tile.v[r][c] = e * (factor + pass.row_factor[i + r]);
+#pragma GCC unroll 8
+      for (int n = 0; n < kGroup; ++n) x[n] = x[n] * pass.scale - pass.bound;
+      exp2_in_range<T>(x);
+#pragma GCC unroll 8
+      for (int n = 0; n < kGroup; ++n) {
+        x[n] *= load<T>(pass.row_factor + j + n % kNv * kLanes<T>) +
+                pass.row_factor[i + g * rows + n / kNv];
       }
     } else {
-      const Vec<T> lse = load<T>(pass.lse + column), weight = load<T>(pass.weight + column);
-      for (int r = 0; r < kMr; ++r) {
-        const Vec<T> t = tile.v[r][c] * pass.scale;
-        tile.v[r][c] = exp2_or_zero<T>(t - pass.lse[i + r]) * pass.weight[i + r] +
-                       exp2_or_zero<T>(t - lse) * weight;
+      Vec<T> by_row[kGroup], by_column[kGroup];
+      for (int n = 0; n < kGroup; ++n) {
+        x[n] *= pass.scale;
+        by_row[n] = x[n] - pass.lse[i + g * rows + n / kNv];
+        by_column[n] = x[n] - load<T>(pass.lse + j + n % kNv * kLanes<T>);
+      }
+      exp2_or_zero<T>(by_row);
+      exp2_or_zero<T>(by_column);
+      for (int n = 0; n < kGroup; ++n) {
+        x[n] = by_row[n] * pass.weight[i + g * rows + n / kNv] +
+               by_column[n] * load<T>(pass.weight + j + n % kNv * kLanes<T>);
       }
     }
   }

@@ -44,12 +44,11 @@ void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* s
     for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
       Tile<T> tile;
       similarities(tile, pass, slab + i * kNr<T>, panel);
-#pragma GCC unroll 16
-      for (int r = 0; r < kMr; ++r) {
-#pragma GCC unroll 2
-        for (int c = 0; c < kNv; ++c) {
-          tile.v[r][c] = exp2_in_range<T>(tile.v[r][c] * pass.scale - pass.bound);
-        }
+#pragma GCC unroll 8
+      for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 8
+        for (Vec<T>& x : tile.group[g]) x = x * pass.scale - pass.bound;
+        exp2_in_range<T>(tile.group[g]);
       }
       if (has_exceptions(pass, first_i + i, first_j + j)) {
         replace_exceptions(tile, pass, first_i + i, first_j + j, T(0));
@@ -82,14 +81,17 @@ void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* s
 // One step of a streaming sum of exponentials, each lane for itself.
 template <int count, typename T>
 inline void stream(Vec<T>& peak, Vec<T>& sum, const Vec<T> (&x)[count]) {
-  Vec<T> top = peak;
+  Vec<T> e[count + 1], top = peak;
 #pragma GCC unroll 16
   for (int n = 0; n < count; ++n) top = top < x[n] ? x[n] : top;
-  Vec<T> total = sum * exp2_or_zero<T>(peak - top);
+  e[count] = peak - top;
 #pragma GCC unroll 16
-  for (int n = 0; n < count; ++n) total += exp2_or_zero<T>(x[n] - top);
+  for (int n = 0; n < count; ++n) e[n] = x[n] - top;
+  exp2_or_zero<T>(e);
+  sum *= e[count];
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) sum += e[n];
   peak = top;
-  sum = total;
 }
 
 // The same for any range of similarities: rows and columns keep their own running maxima.

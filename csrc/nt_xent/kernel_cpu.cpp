@@ -59,12 +59,10 @@ int64_t scratch_size(const Pass<T>& pass) {
 
 namespace FASTSSL_ISA {
 
-extern const Kernels<float> kFloat = {kMr,     kNr<float>, scratch_size<float>,
-                                      pack,    forward,    positives,
-                                      backward, gradient};
-extern const Kernels<double> kDouble = {kMr,     kNr<double>, scratch_size<double>,
-                                        pack,    forward,     positives,
-                                        backward, gradient};
+extern const Kernels<float> kFloat = {
+    kMr, kNr<float>, kPitch, scratch_size, pack, forward, positives, backward, gradient};
+extern const Kernels<double> kDouble = {
+    kMr, kNr<double>, kPitch, scratch_size, pack, forward, positives, backward, gradient};
 
 }  // namespace FASTSSL_ISA
 }  // namespace nt_xent

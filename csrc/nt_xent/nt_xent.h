@@ -65,6 +65,7 @@ struct Pass {
 template <typename T>
 struct Kernels {
   int64_t tile_rows, tile_columns;  // kMr, kNr
+  int64_t most_rows;                // of a block
   int64_t (*scratch_size)(const Pass<T>&);
   void (*pack)(const Pass<T>&, int64_t block, T* scratch);
   void (*forward)(const Pass<T>&, int64_t block_i, int64_t block_j, T* scratch);
@@ -85,6 +86,10 @@ namespace avx512 {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 }  // namespace avx512
+namespace wide {
+extern const Kernels<float> kFloat;
+extern const Kernels<double> kDouble;
+}  // namespace wide
 
 }  // namespace nt_xent
 }  // namespace fastssl

@@ -22,11 +22,11 @@ template <typename T>
 const Kernels<T>& kernels();
 template <>
 const Kernels<float>& kernels<float>() {
-  return select(cpu_isa(), base::kFloat, avx2::kFloat, avx512::kFloat);
+  return FASTSSL_SELECT(kFloat);
 }
 template <>
 const Kernels<double>& kernels<double>() {
-  return select(cpu_isa(), base::kDouble, avx2::kDouble, avx512::kDouble);
+  return FASTSSL_SELECT(kDouble);
 }
 
 // Half the exponents that T can hold, less what upstream weights and sums over rows may need.
@@ -36,10 +36,10 @@ constexpr double kBoundLimit = sizeof(T) == 4 ? 48 : 450;
 // A block and what it meets (two slabs, two gradients, one block of G) shall stay in the second
 // level cache; threads shall have enough pairs to choose from.
 template <typename T>
-int64_t block_rows(int64_t rows, int64_t padded_depth, int64_t unit) {
+int64_t block_rows(int64_t rows, int64_t padded_depth, int64_t unit, int64_t most) {
   constexpr double kCache = 384 * 1024;
   const double threads = torch::stable::get_num_threads();
-  int64_t block = 192 / unit * unit;
+  int64_t block = most / unit * unit;
   while (block > unit) {
     const double bytes = (4.0 * padded_depth + block) * block * sizeof(T);
     if (bytes <= kCache && rows >= block * std::max(10.0, 3 * threads)) break;
@@ -64,7 +64,7 @@ struct Workspace {
     pass.depth = z0.size(1);
     pass.padded_depth = (pass.depth + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
     pass.block = block_rows<T>(pass.rows, pass.padded_depth,
-                               common_multiple(k.tile_rows, k.tile_columns));
+                               common_multiple(k.tile_rows, k.tile_columns), k.most_rows);
     pass.blocks = (pass.rows + pass.block - 1) / pass.block;
     pass.scale = T(kLog2E / temperature);
     pass.normalize = normalize;

@@ -16,13 +16,18 @@ template <typename T>
 constexpr int kNr = kNv* kLanes<T>;
 
 // Rows of a block of G are this far apart: an odd number of cache lines, so that walking down a
-// column does not fall on the same few cache sets. It bounds the rows of a block.
-constexpr int64_t kMaxBlock = 192;
-constexpr int64_t kPitch = kMaxBlock + 16;
+// column does not fall on the same few cache sets. It is also the most rows a block may have.
+constexpr int64_t kPitch = 144;
+
+// The vectors of a tile by row and column, or in groups (of two rows) that go through the
+// exponential together.
+constexpr int kGroup = 4;
+constexpr int kGroups = kMr * kNv / kGroup;
 
 template <typename T>
-struct Tile {
+union Tile {
   Vec<T> v[kMr][kNv];
+  Vec<T> group[kGroups][kGroup];
 };
 
 template <typename T>
