@@ -147,11 +147,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   }
   work.for_each_pair(work.k.forward);
 
-  Tensor lse = torch::stable::new_empty(z0, {pass.rows}, kType);
+  Tensor lse = torch::stable::new_empty(z0, {pass.rows}, ScalarType::Double);
   Tensor miss = torch::stable::new_empty(z0, {pass.rows}, kType);
   Tensor loss = reduction == kNone ? torch::stable::new_empty(z0, {pass.rows}, kType)
                                    : torch::stable::new_empty(z0, {}, kType);
-  T* lse_out = static_cast<T*>(lse.mutable_data_ptr());
+  double* lse_out = static_cast<double*>(lse.mutable_data_ptr());
   T* miss_out = static_cast<T*>(miss.mutable_data_ptr());
   T* loss_out = static_cast<T*>(loss.mutable_data_ptr());
   // lse = t_ip + softplus(x) and 1 - P_ip = sigmoid(x) with x = log(sum over negatives) - t_ip: no
@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
       const double x = (peak + std::log2(sum) - t) * kLn2 + (t - t);
       const double e = std::exp(-std::abs(x));
       const double row_loss = std::max(x, 0.0) + std::log1p(e);
-      lse_out[first + i] = T(t + row_loss * kLog2E);
+      lse_out[first + i] = t + row_loss * kLog2E;
       miss_out[first + i] = T((x > 0 ? 1 : e) / (1 + e));
       pass.sum[first + i] = row_loss;
       if (reduction == kNone) loss_out[first + i] = T(row_loss);
@@ -187,14 +187,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   const int64_t grad_step = grad.dim() == 0 ? 0 : grad.stride(0);
   Workspace<T> work(z0, z1, temperature, normalize, true);
   Pass<T>& pass = work.pass;
-  STD_TORCH_CHECK(grad.scalar_type() == kType && lse.scalar_type() == kType &&
+  STD_TORCH_CHECK(grad.scalar_type() == kType && lse.scalar_type() == ScalarType::Double &&
                       miss.scalar_type() == kType,
                   "grad, lse and miss must have the type the operator computes in");
   STD_TORCH_CHECK(lse.numel() == pass.rows && lse.is_contiguous() && miss.numel() == pass.rows &&
                       miss.is_contiguous() && (grad.dim() == 0 || grad.numel() == pass.rows),
                   "grad, lse and miss do not belong to these inputs");
   const T* g = static_cast<const T*>(grad.const_data_ptr());
-  const T* lse_in = static_cast<const T*>(lse.const_data_ptr());
+  const double* lse_in = static_cast<const double*>(lse.const_data_ptr());
   const T* miss_in = static_cast<const T*>(miss.const_data_ptr());
   double largest = 0;
   for (int64_t i = 0; i < (grad_step == 0 ? 1 : pass.rows); ++i) {
@@ -208,12 +208,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   T* pull = work.take(work.padded_rows);
   for (int64_t i = 0; i < work.padded_rows; ++i) {
     const bool real = i < pass.rows;
-    lse_row[i] = real ? lse_in[i] : T(0);
-    weight[i] = real ? T(double(g[i * grad_step]) / unit) : T(0);
-    factor[i] = real && pass.bounded
-                    ? T(double(weight[i]) * std::exp2(double(pass.bound) - double(lse_in[i])))
-                    : T(0);
-    pull[i] = real ? weight[i] * miss_in[i] : T(0);
+    const double w = real ? double(g[i * grad_step]) / unit : 0;
+    // Rounding lse shifts all exponents of a row: the weight takes the shift back.
+    lse_row[i] = real ? T(lse_in[i]) : T(0);
+    weight[i] = real ? T(w * std::exp2(double(lse_row[i]) - lse_in[i])) : T(0);
+    factor[i] = real && pass.bounded ? T(w * std::exp2(double(pass.bound) - lse_in[i])) : T(0);
+    pull[i] = real ? T(w * double(miss_in[i])) : T(0);
   }
   pass.lse = lse_row;
   pass.weight = weight;

@@ -1,9 +1,10 @@
 """The raw operators: schemas, the fallback for devices without a kernel, shapes for tracing.
 
 nt_xent_forward returns (loss, lse, miss): loss [] or [2N]; lse [2N], the logarithm to base 2 of each
-row's sum of exponentials over all other rows; miss [2N], the probability that a row picks anything
-but its partner. `temperature` wins over `tau` where it is given. All of them are in the compute type
-(float64 for float64 inputs, float32 otherwise); the gradients of z0 and z1 are in the inputs' type.
+row's sum of exponentials over all other rows, float64 (its rounding would shift a whole row of
+gradients); miss [2N], the probability that a row picks anything but its partner. `temperature` wins
+over `tau` where it is given. Losses, miss and the temperature's gradient are in the compute type
+(float64 for float64 inputs, float32 otherwise), the gradients of z0 and z1 in the inputs' type.
 """
 
 import math
@@ -38,11 +39,11 @@ def _forward(z0, z1, temperature, tau, normalize, reduction):
     x = logits.logsumexp(1) - positive  # log-odds of anything but the partner
     rows = torch.logaddexp(x, torch.zeros_like(x)) + (positive - positive)
     loss = (rows.clone, rows.mean, rows.sum)[reduction]()
-    return loss, (positive + rows) / math.log(2), x.sigmoid()
+    return loss, (positive + rows).double() / math.log(2), x.sigmoid()
 
 
 def _backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
-    temperature = torch.full((), tau, dtype=lse.dtype) if temperature is None else temperature
+    temperature = torch.full((), tau, dtype=miss.dtype) if temperature is None else temperature
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in (z0, z1, temperature.to(z0.device))]
         loss = reference.nt_xent(*leaves, normalize, REDUCTIONS[reduction])
@@ -52,11 +53,11 @@ def _backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
 def _forward_fake(z0, z1, temperature, tau, normalize, reduction):
     rows, dtype = 2 * z0.shape[0], compute_dtype(z0.dtype)
     loss = z0.new_empty((rows,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
-    return loss, z0.new_empty(rows, dtype=dtype), z0.new_empty(rows, dtype=dtype)
+    return loss, z0.new_empty(rows, dtype=torch.float64), z0.new_empty(rows, dtype=dtype)
 
 
 def _backward_fake(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
-    return z0.new_empty(z0.shape), z1.new_empty(z1.shape), lse.new_empty(())
+    return z0.new_empty(z0.shape), z1.new_empty(z1.shape), miss.new_empty(())
 
 
 LIBRARY.impl("nt_xent_forward", _forward, "CompositeExplicitAutograd")

@@ -1,0 +1,407 @@
+"""NT-Xent on the CPU: every implementation and instruction set against float64."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastssl
+from fastssl._library import _C
+from fastssl.ops.nt_xent import reference
+
+CAPABILITIES = _C.cpu_capabilities() if _C else []
+IMPLEMENTATIONS = ["reference", *(f"cpu-{name}" for name in CAPABILITIES)]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    """The name for `impl=`, with the instruction set switched for the test's duration."""
+    name, _, capability = request.param.partition("-")
+    if not capability:
+        yield name
+        return
+    before = _C.cpu_capability()
+    _C.use_cpu_capability(capability)
+    yield name
+    _C.use_cpu_capability(before)
+
+
+def views(n, d, dtype=torch.float32, spread=1.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    z0 = torch.randn(n, d, generator=g, dtype=torch.float64)
+    z1 = z0 + spread * torch.randn(n, d, generator=g, dtype=torch.float64)
+    return z0.to(dtype).requires_grad_(), z1.to(dtype).requires_grad_()
+
+
+def loss_and_gradients(function, z0, z1, temperature, upstream, **keywords):
+    leaves = [z0.detach().requires_grad_(), z1.detach().requires_grad_()]
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    loss = function(*leaves, tau, **keywords)
+    grads = torch.autograd.grad(loss, [*leaves, tau], upstream.to(loss.dtype).expand_as(loss))
+    return [loss.detach(), *grads]
+
+
+def upstream_gradient(shape=()):
+    """Random multiples of 1/8: exact in every dtype."""
+    return torch.randint(-16, 17, shape).double() / 8
+
+
+def assert_as_exact_as_eager(z0, z1, temperature, impl, upstream=None, **keywords):
+    """|ours - truth| <= 2 |eager - truth| + floor, for the loss and every gradient.
+
+    The floor: a few units in the last place of the largest value, or of the terms of a gradient that
+    cancel; for exponentials, what one such unit in a similarity makes of them. In float64 the truth
+    itself is no better than that.
+    """
+    upstream = torch.ones((), dtype=torch.float64) if upstream is None else upstream
+    x0, x1 = z0.detach().double(), z1.detach().double()
+    truth = loss_and_gradients(reference.nt_xent, x0, x1, temperature, upstream, **keywords)
+    eager = loss_and_gradients(reference.nt_xent, z0, z1, temperature, upstream, **keywords)
+    ours = loss_and_gradients(
+        fastssl.nt_xent, z0, z1, temperature, upstream, impl=impl, **keywords
+    )
+    squares = torch.cat([x0, x1]).square().sum(1)
+    normalize = keywords.get("normalize", True)
+    similarity = 1.0 if normalize else squares.max().item()
+    weight = upstream.abs().max().item()
+    weight /= len(squares) if keywords.get("reduction", "mean") == "mean" else 1
+    term = weight / abs(temperature) / (squares.min().sqrt().item() if normalize else 1)
+    terms = (1.0, term, term, weight * len(squares) * similarity / temperature**2)
+    compute_eps = torch.finfo(reference.compute_dtype(z0.dtype)).eps
+    floor = 4 * torch.finfo(z0.dtype).eps + 2 * compute_eps * similarity / abs(temperature)
+    for name, mine, theirs, true, least in zip(
+        ("loss", "z0.grad", "z1.grad", "temperature.grad"), ours, eager, truth, terms, strict=True
+    ):
+        scale = max(true.abs().max().item(), least)
+        allowed = 2 * (theirs.double() - true).abs().max().item() + floor * scale
+        error = (mine.double() - true).abs().max().item()
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [(1, 1), (1, 128), (2, 1), (3, 2), (5, 16), (17, 33), (64, 127), (100, 128), (131, 129)]
+    + [(48, 768), (7, 2048), (300, 40)],
+)
+def test_values_and_gradients(n, d, dtype, impl):
+    assert_as_exact_as_eager(*views(n, d, dtype), 0.5, impl)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.0289, 0.031, 0.07, 1.0, 10.0, -0.01, -0.2, -10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_temperatures(temperature, dtype, impl):
+    assert_as_exact_as_eager(*views(61, 24, dtype, spread=0.3), temperature, impl)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.5, -0.01])
+@pytest.mark.parametrize("kind", ["same", "opposite", "all one row", "orthogonal"])
+def test_extreme_similarities(kind, temperature, impl):
+    z0, _ = views(50, 64)
+    z0 = z0.detach()
+    z0, z1 = {
+        "same": (z0, z0.clone()),
+        "opposite": (z0, -z0),
+        "all one row": (z0[:1].repeat(50, 1), z0[:1].repeat(50, 1)),
+        "orthogonal": (torch.eye(64)[:25].repeat(2, 1), torch.eye(64)[25:50].repeat(2, 1)),
+    }[kind]
+    ours = fastssl.nt_xent(z0, z1, temperature, reduction="none", impl=impl)
+    truth = reference.nt_xent(z0.double(), z1.double(), temperature, reduction="none")
+    assert ours.isfinite().all()
+    # A similarity of 1 is known to eps only, and is divided by the temperature.
+    torch.testing.assert_close(ours.double(), truth, rtol=4e-6, atol=1e-6 / abs(temperature))
+    assert_as_exact_as_eager(z0, z1, temperature, impl)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 0.5])
+def test_no_digit_is_lost_near_convergence(temperature, impl):
+    """Where the positive dominates, log1p of the negatives keeps what lse - positive cancels."""
+    if impl == "reference":
+        pytest.skip("the textbook form cancels; that is what this is about")
+    z0 = torch.eye(32)
+    ours = fastssl.nt_xent(z0, z0.clone(), temperature, reduction="none", impl=impl).double()
+    truth = torch.tensor(62 * math.exp(-1 / temperature), dtype=torch.float64).log1p()
+    torch.testing.assert_close(ours, truth.expand(64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_reductions_and_raw_similarities(reduction, normalize, dtype, impl):
+    z0, z1 = views(37, 20, dtype)
+    upstream = upstream_gradient((74,) if reduction == "none" else ())
+    for temperature in (0.5, 0.05) if normalize else (4.0, 0.5):
+        assert_as_exact_as_eager(
+            z0, z1, temperature, impl, upstream, normalize=normalize, reduction=reduction
+        )
+
+
+def test_many_blocks(impl):
+    """More rows than one block, a last block that is not full, several threads."""
+    z0, z1 = views(701, 48)
+    assert_as_exact_as_eager(z0, z1, 0.2, impl)
+    assert_as_exact_as_eager(z0, z1, 0.02, impl, upstream_gradient((1402,)), reduction="none")
+
+
+@pytest.mark.parametrize("upstream", [0.0, 1e-30, 65536.0, 1e30])
+def test_upstream_gradients_of_any_size(upstream, impl):
+    assert_as_exact_as_eager(*views(33, 17), 0.05, impl, torch.tensor(upstream).double())
+
+
+def test_infinite_upstream_gradient_is_not_swallowed(impl):
+    z0, z1 = views(9, 8)
+    (fastssl.nt_xent(z0, z1, impl=impl) * math.inf).backward()
+    assert not z0.grad.isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_one_pair_has_no_loss(dtype, temperature, impl):
+    z0, z1 = views(1, 19, dtype)
+    loss = fastssl.nt_xent(z0, z1, temperature, impl=impl)
+    loss.backward()
+    assert loss.item() == 0
+    assert z0.grad.count_nonzero() == 0
+    assert z1.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_strides(temperature, impl):
+    base0, base1 = (x.detach() for x in views(40, 30))
+    wide = torch.randn(40, 60)
+    wide[:, ::2] = base0
+    strided = wide[:, ::2]
+    transposed = base1.T.contiguous().T
+    expanded = torch.randn(1, 30).expand(40, 30)
+    for x, y in ((strided, transposed), (transposed, strided), (expanded, strided)):
+        assert not x.is_contiguous()
+        assert_as_exact_as_eager(x, y, temperature, impl)
+        torch.testing.assert_close(
+            fastssl.nt_xent(x, y, temperature, impl=impl),
+            fastssl.nt_xent(x.contiguous(), y.contiguous(), temperature, impl=impl),
+            rtol=0,
+            atol=0,
+        )
+
+
+def test_one_input_requires_a_gradient(impl):
+    z0, z1 = views(12, 9)
+    fastssl.nt_xent(z0, z1, impl=impl).backward()
+    for which in (0, 1):
+        x = [z0.detach().clone(), z1.detach().clone()]
+        x[which].requires_grad_()
+        fastssl.nt_xent(*x, impl=impl).backward()
+        torch.testing.assert_close(x[which].grad, (z0, z1)[which].grad, rtol=0, atol=0)
+        assert x[1 - which].grad is None
+    tau = torch.tensor(0.3, requires_grad=True)
+    fastssl.nt_xent(z0.detach(), z1.detach(), tau, impl=impl).backward()
+    assert tau.grad.shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_zero_rows_have_finite_gradients(dtype, temperature, impl):
+    z0, z1 = views(10, 8, dtype)
+    with torch.no_grad():
+        z0[3] = 0
+        z1[3:5] = 0
+    loss = fastssl.nt_xent(z0, z1, temperature, impl=impl)
+    loss.backward()
+    assert loss.isfinite()
+    assert z0.grad.isfinite().all()
+    assert z1.grad.isfinite().all()
+    if dtype in (torch.float32, torch.float64):  # as torch.nn.functional.normalize has it
+        x0, x1 = z0.detach().double().requires_grad_(), z1.detach().double().requires_grad_()
+        reference.nt_xent(F.normalize(x0), F.normalize(x1), temperature, False).backward()
+        torch.testing.assert_close(z0.grad.double(), x0.grad, rtol=2e-4, atol=1e-4)
+        torch.testing.assert_close(z1.grad.double(), x1.grad, rtol=2e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_nan_and_infinity_propagate(bad, temperature, n, impl):
+    z0, z1 = views(n, 12)
+    with torch.no_grad():
+        z1[n // 2, 5] = bad
+    rows = fastssl.nt_xent(z0, z1, temperature, reduction="none", impl=impl)
+    assert rows.isnan().all()
+    rows.sum().backward()
+    assert z0.grad.isnan().all()
+    assert z1.grad.isnan().all()
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_same_bits_from_call_to_call(temperature, impl):
+    z0, z1 = views(333, 70)
+    first = loss_and_gradients(fastssl.nt_xent, z0, z1, temperature, torch.ones(()), impl=impl)
+    for _ in range(5):
+        again = loss_and_gradients(fastssl.nt_xent, z0, z1, temperature, torch.ones(()), impl=impl)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_one_thread_agrees_with_many(impl):
+    z0, z1 = views(333, 70)
+    many = loss_and_gradients(fastssl.nt_xent, z0, z1, 0.1, torch.ones(()), impl=impl)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = loss_and_gradients(fastssl.nt_xent, z0, z1, 0.1, torch.ones(()), impl=impl)
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.5])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck(temperature, reduction, impl):
+    z0, z1 = views(4, 3, torch.float64)
+    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+
+    def loss(z0, z1, tau):
+        return fastssl.nt_xent(z0, z1, tau, reduction=reduction, impl=impl)
+
+    assert gradcheck(loss, (z0, z1, tau))
+    if temperature == 0.5:
+        assert gradgradcheck(loss, (z0, z1, tau))
+
+
+def test_second_derivative_of_a_penalty(impl):
+    """The gradient penalty of a network's loss, as one would write it."""
+    z0, z1 = views(6, 5, torch.float64)
+    weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(function, **keywords):
+        loss = function(z0 @ weight, z1 @ weight, 0.2, **keywords)
+        (g,) = torch.autograd.grad(loss, weight, create_graph=True)
+        return torch.autograd.grad(loss + g.square().sum(), weight)[0]
+
+    torch.testing.assert_close(penalty(fastssl.nt_xent, impl=impl), penalty(reference.nt_xent))
+
+
+def test_functional_gradient(impl):
+    z0, z1 = (x.detach() for x in views(11, 6))
+    ours = torch.func.grad(lambda x: fastssl.nt_xent(x, z1, 0.2, impl=impl))(z0)
+    x = z0.clone().requires_grad_()
+    fastssl.nt_xent(x, z1, 0.2, impl=impl).backward()
+    torch.testing.assert_close(ours, x.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_compiles_into_one_graph(backend, learned):
+    def step(z0, z1, tau):
+        return fastssl.nt_xent(z0 * 1.5, z1.tanh(), tau)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    for n in (20, 26, 33):
+        z0, z1 = views(n, 16)
+        tau = torch.tensor(0.2, requires_grad=True) if learned else 0.2
+        inputs = [z0, z1, tau] if learned else [z0, z1]
+        ours = torch.autograd.grad(compiled(z0, z1, tau), inputs)
+        eager = torch.autograd.grad(step(z0, z1, tau), inputs)
+        for a, b in zip(ours, eager, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+def test_opcheck(dtype, reduction):
+    z0, z1 = (x.detach() for x in views(5, 4, dtype))
+    compute = reference.compute_dtype(dtype)
+    for tau in (None, torch.tensor(0.3, dtype=compute)):
+        inputs = (z0, z1, tau, 0.3, True, reduction)
+        torch.library.opcheck(torch.ops.fastssl.nt_xent_forward, inputs)
+        loss, lse, miss = torch.ops.fastssl.nt_xent_forward(*inputs)
+        grad = torch.ones_like(loss)
+        torch.library.opcheck(torch.ops.fastssl.nt_xent_backward, (grad, *inputs, lse, miss))
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+def test_fallback_operator_agrees(reduction, temperature):
+    """What devices without a kernel of their own get."""
+    from fastssl.ops.nt_xent import schema
+
+    z0, z1 = (x.detach() for x in views(9, 4, torch.float64))
+    inputs = (z0, z1, None, temperature, True, reduction)
+    native, fallback = torch.ops.fastssl.nt_xent_forward(*inputs), schema._forward(*inputs)
+    torch.testing.assert_close(native, fallback)
+    more = (torch.randn_like(native[0]), *inputs, *native[1:])
+    torch.testing.assert_close(
+        torch.ops.fastssl.nt_xent_backward(*more), schema._backward(*more)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_output_types(dtype, impl):
+    z0, z1 = views(6, 8, dtype)
+    assert fastssl.nt_xent(z0, z1, impl=impl).dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fastssl.nt_xent(z0, z1, impl=impl)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    loss.backward()
+    assert z0.grad.dtype == dtype
+
+
+def test_autocast_keeps_float32_and_promotes(impl):
+    z0, z1 = views(30, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fastssl.nt_xent(z0, z1, 0.1, impl=impl)
+        mixed = fastssl.nt_xent(z0, z1.bfloat16(), 0.1, impl=impl)
+    assert torch.equal(inside, fastssl.nt_xent(z0, z1, 0.1, impl=impl))
+    assert mixed.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        ((torch.ones(2, 3), [1.0]), {}, TypeError, "z1: got list, must be a tensor"),
+        ((torch.ones(0, 3), torch.ones(0, 3)), {}, ValueError, r"z0: got shape \(0, 3\)"),
+        ((torch.ones(2, 0), torch.ones(2, 0)), {}, ValueError, r"z0: got shape \(2, 0\)"),
+        ((torch.ones(2, 3), torch.ones(3, 3)), {}, ValueError, r"z1: got shape \(3, 3\), .*z0"),
+        ((torch.ones(6), torch.ones(6)), {}, ValueError, r"z0: got shape \(6,\), must be \[N, D\]"),
+        ((torch.ones(2, 3).int(), torch.ones(2, 3)), {}, TypeError, "z0: got dtype torch.int32"),
+        ((torch.ones(2, 3), torch.ones(2, 3).double()), {}, TypeError, "z1: got dtype torch.float64"),
+        (
+            (torch.ones(2, 3), torch.ones(2, 3, device="meta")),
+            {},
+            ValueError,
+            "z1: got device meta, must be that of z0, cpu",
+        ),
+        ((torch.ones(2, 3), torch.ones(2, 3), 0.0), {}, ValueError, "temperature: got 0.0"),
+        ((torch.ones(2, 3), torch.ones(2, 3), -9e-9), {}, ValueError, "at least 1e-8"),
+        ((torch.ones(2, 3), torch.ones(2, 3), math.nan), {}, ValueError, "temperature: got nan"),
+        ((torch.ones(2, 3), torch.ones(2, 3), torch.zeros(())), {}, ValueError, "temperature"),
+        ((torch.ones(2, 3), torch.ones(2, 3), torch.ones(1)), {}, ValueError, r"must be 0-d"),
+        ((torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1)), {}, TypeError, "temperature"),
+        ((torch.ones(2, 3), torch.ones(2, 3)), {"reduction": "avg"}, ValueError, "reduction: got"),
+        ((torch.ones(2, 3), torch.ones(2, 3)), {"impl": "cuda"}, ValueError, "impl: got 'cuda'"),
+    ],
+)
+def test_errors_name_the_argument(arguments, keywords, error, message):
+    with pytest.raises(error, match=message):
+        fastssl.nt_xent(*arguments, **keywords)
+
+
+def test_module():
+    z0, z1 = views(8, 5)
+    module = fastssl.NTXentLoss(temperature=0.2)
+    assert torch.equal(module(z0, z1), fastssl.nt_xent(z0, z1, 0.2))
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(z0, z1), module(z0, z1))
+    assert not module.state_dict()
+    assert repr(module) == "NTXentLoss(temperature=0.2)"
+    assert fastssl.NTXentLoss().temperature == 0.5
+    with pytest.raises(ValueError, match="temperature"):
+        fastssl.NTXentLoss(1e-9)
+    learned = fastssl.NTXentLoss(torch.nn.Parameter(torch.tensor(0.2)))
+    learned(z0, z1).backward()
+    assert learned.temperature.grad is not None
+    assert list(learned.state_dict()) == ["temperature"]
