@@ -1,8 +1,8 @@
 """fastssl: the parts of self-supervised learning that are not the network, fused.
 
-    from fastssl import NTXentLoss
+from fastssl import NTXentLoss
 
-    loss = NTXentLoss(temperature=0.5)(z0, z1)
+loss = NTXentLoss(temperature=0.5)(z0, z1)
 """
 
 from fastssl.losses import NTXentLoss

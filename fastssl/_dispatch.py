@@ -1,7 +1,8 @@
 """Which implementation of an operator runs.
 
-With ``impl="auto"`` torch's dispatcher decides by device: the native kernel where one is registered,
-the reference otherwise. A name asks for one implementation and raises where it cannot run.
+With ``impl="auto"`` torch's dispatcher decides by device: the native kernel where one is
+registered, the reference otherwise. A name asks for one implementation and raises where it cannot
+run.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Losses as modules. They hold arguments, nothing else; the functions in fastssl.ops do the work."""
+"""Losses as modules. They hold arguments; the functions in fastssl.ops do the work."""
 
 from torch import Tensor, nn
 

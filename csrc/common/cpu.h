@@ -19,8 +19,7 @@ const char* isa_name(Isa isa);
 std::vector<std::string> isa_names();  // all that can run here
 
 template <class Table>
-const Table& select(Isa isa, const Table& base, const Table& avx2, const Table& avx512,
-                    const Table& wide) {
+Table& select(Isa isa, Table& base, Table& avx2, Table& avx512, Table& wide) {
   switch (isa) {
     case Isa::kAvx2:
       return avx2;

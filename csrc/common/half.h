@@ -1,5 +1,6 @@
-// Rows of float64, float32, float16 or bfloat16 elements, at any stride, to and from a buffer of the
-// type a kernel computes in. No torch, no libc: usable in files compiled once per instruction set.
+// Rows of float64, float32, float16 or bfloat16 elements, at any stride, to and from a buffer of
+// the type a kernel computes in. No torch, no libc: usable in files compiled once per instruction
+// set.
 #pragma once
 
 #include <stdint.h>

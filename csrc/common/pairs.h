@@ -2,9 +2,10 @@
 //
 // The pair (I, J) updates what belongs to block I and what belongs to block J. The walk is a
 // round-robin tournament: round 0 is every block with itself, and in each later round every block
-// meets one other. A block's rounds run in order and one at a time, so that nothing needs a lock or a
-// private copy and each sum is added up in the same order on every run. There is no barrier between
-// rounds: a thread that is done early takes the next pair whose two blocks have finished their rounds.
+// meets one other. A block's rounds run in order and one at a time, so that nothing needs a lock or
+// a private copy and each sum is added up in the same order on every run. There is no barrier
+// between rounds: a thread that is done early takes the next pair whose two blocks have finished
+// their rounds.
 #pragma once
 
 #include <atomic>

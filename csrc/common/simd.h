@@ -75,8 +75,12 @@ struct Exp2Table<float> {
   static constexpr float kShift = 0x1.8p23f + 127;
   static constexpr int kMantissa = 23;
   static constexpr float kLowest = -127;
-  static constexpr float kCoefficients[] = {1.0f,          6.931472067e-1f, 2.402265092e-1f,
-                                            5.550327227e-2f, 9.618056679e-3f, 1.340042818e-3f,
+  static constexpr float kCoefficients[] = {1.0f,
+                                            6.931472067e-1f,
+                                            2.402265092e-1f,
+                                            5.550327227e-2f,
+                                            9.618056679e-3f,
+                                            1.340042818e-3f,
                                             1.546144470e-4f};
 };
 template <>
@@ -100,8 +104,9 @@ struct Exp2Table<double> {
   };
 };
 
-// x = 2^x for kLowest <= x < 128 (1024): no branch, no table. kLowest itself gives exactly zero, NaN
-// stays NaN. Below kLowest the result is meaningless: clamp with `exp2_or_zero` where x may go there.
+// x = 2^x for kLowest <= x < 128 (1024): no branch, no table. kLowest itself gives exactly zero,
+// NaN stays NaN. Below kLowest the result is meaningless: clamp with `exp2_or_zero` where x may go
+// there.
 //
 // `count` vectors advance in lockstep: one polynomial is a chain of dependent steps, and the few
 // dozen waiting instructions that a core can look ahead over hold only a few chains.

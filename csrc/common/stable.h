@@ -1,4 +1,5 @@
-// The one place that includes torch: its stable ABI, so that one build serves every torch from 2.10 on.
+// The one place that includes torch: its stable ABI, so that one build serves every torch from 2.10
+// on.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

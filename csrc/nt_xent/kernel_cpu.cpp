@@ -27,7 +27,8 @@ void pack(const Pass<T>& pass, int64_t block, T* scratch) {
       double square = squares[0] + squares[1] + squares[2] + squares[3];
       if (pass.normalize) {
         const double norm = __builtin_sqrt(square);
-        const double inverse_norm = norm < 1 / kSmallestNormInverse ? kSmallestNormInverse : 1 / norm;
+        const double inverse_norm =
+            norm < 1 / kSmallestNormInverse ? kSmallestNormInverse : 1 / norm;
         inverse = T(inverse_norm);
         for (int64_t k = 0; k < pass.depth; ++k) scratch[k] = T(double(scratch[k]) * inverse_norm);
         square *= inverse_norm * inverse_norm;
@@ -42,7 +43,7 @@ void pack(const Pass<T>& pass, int64_t block, T* scratch) {
         store<T>(slab + k * pass.block + i * kNr<T> + c, load<T>(scratch + k + c));
       }
     }
-    T* panel = pass.panels + (row - row % kNr<T>) * pass.depth + row % kNr<T>;
+    T* panel = pass.panels + (row - row % kNr<T>)*pass.depth + row % kNr<T>;
     for (int64_t k = 0; k < pass.depth; ++k) panel[k * kNr<T>] = scratch[k];
   }
   pass.block_bound[block] = largest;
@@ -59,10 +60,10 @@ int64_t scratch_size(const Pass<T>& pass) {
 
 namespace FASTSSL_ISA {
 
-extern const Kernels<float> kFloat = {
-    kMr, kNr<float>, kPitch, scratch_size, pack, forward, positives, backward, gradient};
-extern const Kernels<double> kDouble = {
-    kMr, kNr<double>, kPitch, scratch_size, pack, forward, positives, backward, gradient};
+extern const Kernels<float> kFloat = {kMr,     kNr<float>, kPitch,   scratch_size, pack,
+                                      forward, positives,  backward, gradient};
+extern const Kernels<double> kDouble = {kMr,     kNr<double>, kPitch,   scratch_size, pack,
+                                        forward, positives,   backward, gradient};
 
 }  // namespace FASTSSL_ISA
 }  // namespace nt_xent

@@ -32,10 +32,10 @@ struct Output {
 
 template <typename T>
 struct Pass {
-  int64_t half, rows, depth;           // N, M, D
-  int64_t padded_depth;                // D rounded up to kNr
-  int64_t block, blocks;               // rows in a block (a multiple of both tile sides), their count
-  T scale;                             // log2(e) / temperature
+  int64_t half, rows, depth;  // N, M, D
+  int64_t padded_depth;       // D rounded up to kNr
+  int64_t block, blocks;      // rows in a block (a multiple of both tile sides), their count
+  T scale;                    // log2(e) / temperature
   // Where |t_ij| <= bound for all pairs and bound is small enough, 2^(t_ij - bound) can neither
   // overflow nor underflow: one exponential serves row and column. Otherwise `bounded` is false.
   T bound;
@@ -44,20 +44,20 @@ struct Pass {
   Matrix z[2];
   T* panels;
   T* slabs;
-  T* inverse_norm;       // [padded rows]; 1 where not normalised
-  T* block_bound;        // [blocks] largest squared norm of a packed row
+  T* inverse_norm;  // [padded rows]; 1 where not normalised
+  T* block_bound;   // [blocks] largest squared norm of a packed row
   // Forward: sum over negatives of 2^(t_ij - peak_i). `peak` is `bound` throughout when bounded.
-  double* peak;          // [padded rows]
-  double* sum;           // [padded rows]
+  double* peak;  // [padded rows]
+  double* sum;   // [padded rows]
   // Backward. P_ij = 2^(t_ij - lse_i); G_ij = weight_i P_ij + weight_j P_ji.
-  const T* lse;          // [padded rows], log2
-  const T* weight;       // [padded rows] upstream gradient, largest magnitude 1; 0 past M
-  const T* row_factor;   // [padded rows] weight_i 2^(bound - lse_i), used when bounded
-  const T* pull;         // [padded rows] weight_i (1 - P_ip)
-  T* grad;               // laid out as slabs: sum_j G_ij z_j over negatives
-  double grad_scale;     // what the weights were divided by, over the temperature
-  Output out[2];         // data is null where no gradient is wanted
-  double* grad_dot;      // [padded rows] <z_i, dL/dz_i>
+  const T* lse;         // [padded rows], log2
+  const T* weight;      // [padded rows] upstream gradient, largest magnitude 1; 0 past M
+  const T* row_factor;  // [padded rows] weight_i 2^(bound - lse_i), used when bounded
+  const T* pull;        // [padded rows] weight_i (1 - P_ip)
+  T* grad;              // laid out as slabs: sum_j G_ij z_j over negatives
+  double grad_scale;    // what the weights were divided by, over the temperature
+  Output out[2];        // data is null where no gradient is wanted
+  double* grad_dot;     // [padded rows] <z_i, dL/dz_i>
 };
 
 // One table per instruction set and type. `scratch` holds `scratch_size(pass)` elements, one for

@@ -1,6 +1,4 @@
 // The CPU operators: allocate, choose block sizes, run the kernels over blocks and pairs of blocks.
-#include "nt_xent/nt_xent.h"
-
 #include <cmath>
 #include <limits>
 #include <tuple>
@@ -8,6 +6,7 @@
 #include "common/cpu.h"
 #include "common/pairs.h"
 #include "common/stable.h"
+#include "nt_xent/nt_xent.h"
 
 namespace fastssl {
 namespace nt_xent {
@@ -85,9 +84,10 @@ struct Workspace {
     const int64_t doubles = backward ? padded_rows : 2 * padded_rows;
     const int64_t elements = padded_rows * pass.depth + (backward ? 2 : 1) * matrix +
                              workers * scratch_size + vectors + pass.blocks;
-    memory = torch::stable::empty({doubles * int64_t(sizeof(double)) + elements * int64_t(sizeof(T))},
-                                  ScalarType::Byte, torch::headeronly::Layout::Strided,
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU));
+    memory =
+        torch::stable::empty({doubles * int64_t(sizeof(double)) + elements * int64_t(sizeof(T))},
+                             ScalarType::Byte, torch::headeronly::Layout::Strided,
+                             torch::stable::Device(torch::headeronly::DeviceType::CPU));
     double* d = reinterpret_cast<double*>(memory->mutable_data_ptr());
     pass.sum = pass.grad_dot = d;
     pass.peak = d + padded_rows;
@@ -247,7 +247,8 @@ void check(const Tensor& z0, const Tensor& z1, double temperature) {
                       z0.size(0) == z1.size(0) && z0.size(1) == z1.size(1) && z0.numel() > 0,
                   "z0 and z1 must be CPU matrices of one non-empty shape");
   STD_TORCH_CHECK(z0.scalar_type() == z1.scalar_type(), "z0 and z1 must have one dtype");
-  STD_TORCH_CHECK(!(std::abs(temperature) < 1e-8), "temperature: |temperature| must be at least 1e-8");
+  STD_TORCH_CHECK(!(std::abs(temperature) < 1e-8),
+                  "temperature: |temperature| must be at least 1e-8");
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_forward(const Tensor& z0, const Tensor& z1,

@@ -13,7 +13,7 @@ constexpr int kNv = 2;  // vectors across a tile
 // 12 accumulators of 16 registers (SSE, AVX2), 24 of 32 (AVX-512).
 constexpr int kMr = FASTSSL_VECTOR_BYTES == 64 ? 12 : 6;
 template <typename T>
-constexpr int kNr = kNv* kLanes<T>;
+constexpr int kNr = kNv * kLanes<T>;
 
 // Rows of a block of G are this far apart: an odd number of cache lines, so that walking down a
 // column does not fall on the same few cache sets. It is also the most rows a block may have.
@@ -76,8 +76,7 @@ template <typename T>
 inline bool has_exceptions(const Pass<T>& pass, int64_t i, int64_t j) {
   const int64_t low = j - i - (kMr - 1), high = j - i + (kNr<T> - 1);
   return (low <= 0 && 0 <= high) || (low <= pass.half && pass.half <= high) ||
-         (low <= -pass.half && -pass.half <= high) || i + kMr > pass.rows ||
-         j + kNr<T> > pass.rows;
+         (low <= -pass.half && -pass.half <= high) || i + kMr > pass.rows || j + kNr<T> > pass.rows;
 }
 
 // Overwrites what is no negative with `value`.

@@ -2,84 +2,23 @@
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.autograd import gradcheck, gradgradcheck
+from nt_xent_cases import (
+    assert_as_exact_as_eager,
+    loss_and_gradients,
+    upstream_gradient,
+    views,
+)
 
 import fastssl
-from fastssl._library import _C
 from fastssl.ops.nt_xent import reference
-
-CAPABILITIES = _C.cpu_capabilities() if _C else []
-IMPLEMENTATIONS = ["reference", *(f"cpu-{name}" for name in CAPABILITIES)]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    """The name for `impl=`, with the instruction set switched for the test's duration."""
-    name, _, capability = request.param.partition("-")
-    if not capability:
-        yield name
-        return
-    before = _C.cpu_capability()
-    _C.use_cpu_capability(capability)
-    yield name
-    _C.use_cpu_capability(before)
-
-
-def views(n, d, dtype=torch.float32, spread=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    z0 = torch.randn(n, d, generator=g, dtype=torch.float64)
-    z1 = z0 + spread * torch.randn(n, d, generator=g, dtype=torch.float64)
-    return z0.to(dtype).requires_grad_(), z1.to(dtype).requires_grad_()
-
-
-def loss_and_gradients(function, z0, z1, temperature, upstream, **keywords):
-    leaves = [z0.detach().requires_grad_(), z1.detach().requires_grad_()]
-    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
-    loss = function(*leaves, tau, **keywords)
-    grads = torch.autograd.grad(loss, [*leaves, tau], upstream.to(loss.dtype).expand_as(loss))
-    return [loss.detach(), *grads]
-
-
-def upstream_gradient(shape=()):
-    """Random multiples of 1/8: exact in every dtype."""
-    return torch.randint(-16, 17, shape).double() / 8
-
-
-def assert_as_exact_as_eager(z0, z1, temperature, impl, upstream=None, **keywords):
-    """|ours - truth| <= 2 |eager - truth| + floor, for the loss and every gradient.
-
-    The floor: a few units in the last place of the largest value, or of the terms of a gradient that
-    cancel; for exponentials, what one such unit in a similarity makes of them. In float64 the truth
-    itself is no better than that.
-    """
-    upstream = torch.ones((), dtype=torch.float64) if upstream is None else upstream
-    x0, x1 = z0.detach().double(), z1.detach().double()
-    truth = loss_and_gradients(reference.nt_xent, x0, x1, temperature, upstream, **keywords)
-    eager = loss_and_gradients(reference.nt_xent, z0, z1, temperature, upstream, **keywords)
-    ours = loss_and_gradients(
-        fastssl.nt_xent, z0, z1, temperature, upstream, impl=impl, **keywords
-    )
-    squares = torch.cat([x0, x1]).square().sum(1)
-    normalize = keywords.get("normalize", True)
-    similarity = 1.0 if normalize else squares.max().item()
-    weight = upstream.abs().max().item()
-    weight /= len(squares) if keywords.get("reduction", "mean") == "mean" else 1
-    term = weight / abs(temperature) / (squares.min().sqrt().item() if normalize else 1)
-    terms = (1.0, term, term, weight * len(squares) * similarity / temperature**2)
-    compute_eps = torch.finfo(reference.compute_dtype(z0.dtype)).eps
-    floor = 4 * torch.finfo(z0.dtype).eps + 2 * compute_eps * similarity / abs(temperature)
-    for name, mine, theirs, true, least in zip(
-        ("loss", "z0.grad", "z1.grad", "temperature.grad"), ours, eager, truth, terms, strict=True
-    ):
-        scale = max(true.abs().max().item(), least)
-        allowed = 2 * (theirs.double() - true).abs().max().item() + floor * scale
-        error = (mine.double() - true).abs().max().item()
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -257,88 +196,6 @@ def test_one_thread_agrees_with_many(impl):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("temperature", [0.03, 0.5])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_gradcheck(temperature, reduction, impl):
-    z0, z1 = views(4, 3, torch.float64)
-    tau = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
-
-    def loss(z0, z1, tau):
-        return fastssl.nt_xent(z0, z1, tau, reduction=reduction, impl=impl)
-
-    assert gradcheck(loss, (z0, z1, tau))
-    if temperature == 0.5:
-        assert gradgradcheck(loss, (z0, z1, tau))
-
-
-def test_second_derivative_of_a_penalty(impl):
-    """The gradient penalty of a network's loss, as one would write it."""
-    z0, z1 = views(6, 5, torch.float64)
-    weight = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-
-    def penalty(function, **keywords):
-        loss = function(z0 @ weight, z1 @ weight, 0.2, **keywords)
-        (g,) = torch.autograd.grad(loss, weight, create_graph=True)
-        return torch.autograd.grad(loss + g.square().sum(), weight)[0]
-
-    torch.testing.assert_close(penalty(fastssl.nt_xent, impl=impl), penalty(reference.nt_xent))
-
-
-def test_functional_gradient(impl):
-    z0, z1 = (x.detach() for x in views(11, 6))
-    ours = torch.func.grad(lambda x: fastssl.nt_xent(x, z1, 0.2, impl=impl))(z0)
-    x = z0.clone().requires_grad_()
-    fastssl.nt_xent(x, z1, 0.2, impl=impl).backward()
-    torch.testing.assert_close(ours, x.grad, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("learned", [False, True])
-def test_compiles_into_one_graph(backend, learned):
-    def step(z0, z1, tau):
-        return fastssl.nt_xent(z0 * 1.5, z1.tanh(), tau)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend=backend)
-    for n in (20, 26, 33):
-        z0, z1 = views(n, 16)
-        tau = torch.tensor(0.2, requires_grad=True) if learned else 0.2
-        inputs = [z0, z1, tau] if learned else [z0, z1]
-        ours = torch.autograd.grad(compiled(z0, z1, tau), inputs)
-        eager = torch.autograd.grad(step(z0, z1, tau), inputs)
-        for a, b in zip(ours, eager, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-def test_opcheck(dtype, reduction):
-    z0, z1 = (x.detach() for x in views(5, 4, dtype))
-    compute = reference.compute_dtype(dtype)
-    for tau in (None, torch.tensor(0.3, dtype=compute)):
-        inputs = (z0, z1, tau, 0.3, True, reduction)
-        torch.library.opcheck(torch.ops.fastssl.nt_xent_forward, inputs)
-        loss, lse, miss = torch.ops.fastssl.nt_xent_forward(*inputs)
-        grad = torch.ones_like(loss)
-        torch.library.opcheck(torch.ops.fastssl.nt_xent_backward, (grad, *inputs, lse, miss))
-
-
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("temperature", [0.01, 0.5])
-def test_fallback_operator_agrees(reduction, temperature):
-    """What devices without a kernel of their own get."""
-    from fastssl.ops.nt_xent import schema
-
-    z0, z1 = (x.detach() for x in views(9, 4, torch.float64))
-    inputs = (z0, z1, None, temperature, True, reduction)
-    native, fallback = torch.ops.fastssl.nt_xent_forward(*inputs), schema._forward(*inputs)
-    torch.testing.assert_close(native, fallback)
-    more = (torch.randn_like(native[0]), *inputs, *native[1:])
-    torch.testing.assert_close(
-        torch.ops.fastssl.nt_xent_backward(*more), schema._backward(*more)
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_output_types(dtype, impl):
     z0, z1 = views(6, 8, dtype)
@@ -368,7 +225,12 @@ def test_autocast_keeps_float32_and_promotes(impl):
         ((torch.ones(2, 3), torch.ones(3, 3)), {}, ValueError, r"z1: got shape \(3, 3\), .*z0"),
         ((torch.ones(6), torch.ones(6)), {}, ValueError, r"z0: got shape \(6,\), must be \[N, D\]"),
         ((torch.ones(2, 3).int(), torch.ones(2, 3)), {}, TypeError, "z0: got dtype torch.int32"),
-        ((torch.ones(2, 3), torch.ones(2, 3).double()), {}, TypeError, "z1: got dtype torch.float64"),
+        (
+            (torch.ones(2, 3), torch.ones(2, 3).double()),
+            {},
+            TypeError,
+            "z1: got dtype torch.float64",
+        ),
         (
             (torch.ones(2, 3), torch.ones(2, 3, device="meta")),
             {},
@@ -405,3 +267,30 @@ def test_module():
     learned(z0, z1).backward()
     assert learned.temperature.grad is not None
     assert list(learned.state_dict()) == ["temperature"]
+
+
+def test_memory_grows_with_the_rows_not_with_their_square():
+    """2N = 32,768: the matrix alone would take 4.3 GB. A process of its own has a clean peak."""
+    script = """
+import resource, torch, fastssl
+z0, z1 = (torch.randn(16384, 16).requires_grad_() for _ in range(2))
+fastssl.nt_xent(z0[:64], z1[:64]).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fastssl.nt_xent(z0, z1).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 64
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2"])
+def test_an_unknown_capability_is_no_silent_fallback(name):
+    script = "import warnings; warnings.simplefilter('error'); import fastssl"
+    environment = {**os.environ, "FASTSSL_CPU_CAPABILITY": name}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode != 0
+    assert f"CPU capability '{name}' cannot run here" in done.stderr

@@ -27,13 +27,14 @@ def nt_xent(
     """Normalised-temperature cross entropy between two views of a batch.
 
     With z = [z0; z1] (2N rows, each divided by max(|row|, 1e-12) when `normalize`), S = z zT /
-    temperature and p(i) = (i + N) mod 2N, the loss of row i is logsumexp_{j != i} S_ij - S_{i p(i)}.
+    temperature and p(i) = (i + N) mod 2N, row i's loss is logsumexp_{j != i} S_ij - S_{i p(i)}.
     No [2N, 2N] matrix is stored: memory grows with N * D. The result is the same from call to call,
-    bit by bit, for the same number of threads. The whole of it is differentiable twice; the second
-    derivative goes through the reference.
+    bit by bit, for the same number of threads. Differentiable twice; the second derivative goes
+    through the reference and its matrix.
 
     Args:
-        z0: projections of the first view, [N, D], float16, bfloat16, float32 or float64; any strides.
+        z0: projections of the first view, [N, D]; float16, bfloat16, float32 or float64; any
+            strides.
         z1: projections of the second view, same shape, dtype and device.
         temperature: a number, or a 0-d tensor (learnable if it requires a gradient), with
             |temperature| >= 1e-8. On a GPU the value of a tensor is not checked: that would wait
@@ -59,8 +60,9 @@ def nt_xent(
     out_dtype = torch.promote_types(z0.dtype, torch.float32) if autocast else z0.dtype
     chosen = _dispatch.choose("nt_xent", impl, z0.device)
     if impl == "reference":
-        loss = reference.nt_xent(z0, z1, tau if temperature is None else temperature, normalize,
-                                 reduction)
+        loss = reference.nt_xent(
+            z0, z1, tau if temperature is None else temperature, normalize, reduction
+        )
     else:
         loss, _, _ = _NTXent.apply(z0, z1, temperature, tau, normalize, reduction, chosen)
     return loss if loss.dtype == out_dtype else loss.to(out_dtype)
@@ -134,9 +136,9 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _lse, _miss):
         grads = _NTXentBackward.apply(grad, *ctx.saved_tensors, *ctx.options)
-        return *(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)), *[
-            None
-        ] * 4
+        return *(
+            g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False)
+        ), *[None] * 4
 
 
 class _NTXentBackward(torch.autograd.Function):
@@ -145,8 +147,9 @@ class _NTXentBackward(torch.autograd.Function):
     @staticmethod
     def forward(grad, z0, z1, temperature, lse, miss, tau, normalize, reduction, impl):
         _, backward = _kernels(impl)
-        return backward(grad, z0, z1, temperature, tau, normalize,
-                        schema.REDUCTIONS.index(reduction), lse, miss)
+        return backward(
+            grad, z0, z1, temperature, tau, normalize, schema.REDUCTIONS.index(reduction), lse, miss
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -161,9 +164,15 @@ class _NTXentBackward(torch.autograd.Function):
             wanted = [z0, z1] if temperature is None else [z0, z1, temperature]
             wanted = [x if x.requires_grad else x.detach().requires_grad_() for x in wanted]
             grad = grad if grad.requires_grad else grad.detach().requires_grad_()
-            loss = reference.nt_xent(*wanted[:2], tau if temperature is None else wanted[2],
-                                     normalize, reduction)
+            loss = reference.nt_xent(
+                *wanted[:2], tau if temperature is None else wanted[2], normalize, reduction
+            )
             first = torch.autograd.grad(loss, wanted, grad, create_graph=True)
-        second = torch.autograd.grad(first, [grad, *wanted], grads[: len(first)],
-                                     create_graph=torch.is_grad_enabled(), allow_unused=True)
+        second = torch.autograd.grad(
+            first,
+            [grad, *wanted],
+            grads[: len(first)],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
         return *second, *[None] * (10 - len(second))

@@ -1,7 +1,7 @@
 """The raw operators: schemas, the fallback for devices without a kernel, shapes for tracing.
 
-nt_xent_forward returns (loss, lse, miss): loss [] or [2N]; lse [2N], the logarithm to base 2 of each
-row's sum of exponentials over all other rows, float64 (its rounding would shift a whole row of
+nt_xent_forward returns (loss, lse, miss): loss [] or [2N]; lse [2N], the logarithm to base 2 of
+each row's sum of exponentials over all other rows, float64 (its rounding would shift a whole row of
 gradients); miss [2N], the probability that a row picks anything but its partner. `temperature` wins
 over `tau` where it is given. Losses, miss and the temperature's gradient are in the compute type
 (float64 for float64 inputs, float32 otherwise), the gradients of z0 and z1 in the inputs' type.

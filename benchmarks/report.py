@@ -1,0 +1,158 @@
+"""Turns pytest-benchmark's JSON into results/<machine>.csv, the README's table and a picture.
+
+    python -m benchmarks.report out/bench.json
+
+Every benchmark names its rows itself (benchmarks.measure.run): an operator that is added later
+needs nothing here.
+"""
+
+import argparse
+import csv
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = [
+    "op",
+    "case",
+    "size",
+    "dtype",
+    "impl",
+    "ms",
+    "ms_iqr",
+    "rounds",
+    "floor_ms",
+    "peak_mib",
+    "parity",
+    "threads",
+]
+PEERS = ("textbook", "lightly", "eager", "compiled")
+
+
+def machine_name(info: dict) -> str:
+    """A file name for the processor: letters, digits and dashes."""
+    brand = info["cpu"].get("brand_raw") or info["machine"]
+    return re.sub(r"[^a-z0-9]+", "-", brand.lower()).strip("-")
+
+
+def rows_of(content: dict) -> list[dict]:
+    """One row for each benchmark, times in milliseconds."""
+    rows = []
+    for entry in content["benchmarks"]:
+        stats, extra = entry["stats"], entry["extra_info"]
+        rows.append(
+            {column: extra.get(column) for column in COLUMNS}
+            | {"ms": stats["median"] * 1e3, "ms_iqr": stats["iqr"] * 1e3, "rounds": stats["rounds"]}
+        )
+    return rows
+
+
+def merge(path: Path, rows: list[dict]) -> list[dict]:
+    """The new rows, and those of operators that this run did not measure."""
+    measured = {row["op"] for row in rows}
+    if path.exists():
+        with path.open() as file:
+            rows = [r for r in csv.DictReader(file) if r["op"] not in measured] + rows
+    return rows
+
+
+def cell(row: dict | None, bold: bool = False) -> str:
+    if row is None:
+        return "-"
+    ms = float(row["ms"])
+    text = f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+    return f"**{text}**" if bold else text
+
+
+def table(rows: list[dict], op: str, dtype: str = "float32") -> str:
+    """Markdown: milliseconds by size, fastssl against the peers."""
+    rows = [r for r in rows if r["op"] == op and r["dtype"] == dtype]
+    peers = [p for p in PEERS if any(r["impl"] == p for r in rows)]
+    lines = [
+        "| | " + " | ".join(peers) + " | **fastssl** | against the fastest peer | floor | "
+        "peak memory, fastest peer | fastssl |",
+        "| --- |" + " ---: |" * (len(peers) + 5),
+    ]
+    for case in dict.fromkeys(r["case"] for r in sorted(rows, key=lambda r: int(r["size"]))):
+        by_impl = {r["impl"]: r for r in rows if r["case"] == case}
+        ours = by_impl.get("fastssl")
+        if ours is None:
+            continue
+        others = [by_impl[p] for p in peers if p in by_impl]
+        best = min(others, key=lambda r: float(r["ms"])) if others else None
+        ratio = f"{float(best['ms']) / float(ours['ms']):.1f}x" if best else "-"
+        floor = f"{float(ours['floor_ms']):,.3g}" if ours["floor_ms"] else "-"
+        memory = [
+            f"{float(r['peak_mib']):,.0f} MiB" if r and r["peak_mib"] not in (None, "") else "-"
+            for r in (best, ours)
+        ]
+        lines.append(
+            f"| {case} | "
+            + " | ".join(cell(by_impl.get(p)) for p in peers)
+            + f" | {cell(ours, bold=True)} | {ratio} | {floor} | {memory[0]} | {memory[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers `<!-- name -->` and `<!-- /name -->`."""
+    content = path.read_text()
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if pattern.search(content):
+        path.write_text(pattern.sub(lambda m: m[1] + text + "\n" + m[2], content))
+
+
+def draw(rows: list[dict], op: str, path: Path) -> None:
+    """Time and peak memory over size, one line for each implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "fastssl"  # the same picture for the same figures
+    from matplotlib import pyplot as plt
+
+    rows = [r for r in rows if r["op"] == op and r["dtype"] == "float32"]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for impl in [p for p in (*PEERS, "fastssl") if any(r["impl"] == p for r in rows)]:
+        mine = sorted((r for r in rows if r["impl"] == impl), key=lambda r: int(r["size"]))
+        style = {"linewidth": 2.5, "color": "black"} if impl == "fastssl" else {"linewidth": 1.2}
+        for axis, column in zip(axes, ("ms", "peak_mib"), strict=True):
+            points = [
+                (int(r["size"]), float(r[column])) for r in mine if r[column] not in (None, "")
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=impl, **style)
+    for axis, title in zip(axes, ("time, ms", "peak memory, MiB"), strict=True):
+        axis.set(xscale="log", yscale="log", title=title, xlabel="size")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path)
+    args = parser.parse_args()
+    content = json.loads(args.json.read_text())
+    machine = machine_name(content["machine_info"])
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{machine}.csv"
+    rows = merge(path, rows_of(content))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows
+        )
+    for op in dict.fromkeys(r["op"] for r in rows):
+        text = table(rows, op)
+        print(f"\n{op}, float32, milliseconds\n\n{text}")
+        insert(ROOT / "README.md", op, text)
+        draw(rows, op, RESULTS / f"{machine}-{op}.svg")
+    print(f"\nwritten: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
