@@ -53,6 +53,22 @@ inline Vec<T> broadcast(T value) {
   return value - Vec<T>{};
 }
 
+// As many consecutive elements as fit a vector of doubles, widened.
+template <typename T>
+inline Vec<double> load_double(const T* from) {
+  typedef T Narrow __attribute__((vector_size(kLanes<double> * sizeof(T))));
+  Narrow v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return __builtin_convertvector(v, Vec<double>);
+}
+
+template <typename T>
+inline void store_double(T* to, Vec<double> wide) {
+  typedef T Narrow __attribute__((vector_size(kLanes<double> * sizeof(T))));
+  const Narrow v = __builtin_convertvector(wide, Narrow);
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
 // Both comparisons are false for NaN in `x`, which therefore stays.
 template <typename T>
 inline Vec<T> at_least(Vec<T> x, Vec<T> low) {

@@ -47,6 +47,7 @@ void fill_g(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* g) {
   for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
     const T* panel = panel_of(pass, first_j + j);
     for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
+      if (below_diagonal<T>(first_i + i, first_j + j)) break;
       Tile<T> tile;
       similarities(tile, pass, slab + i * kNr<T>, panel);
       weigh<bounded>(tile, pass, first_i + i, first_j + j);
@@ -61,6 +62,10 @@ void fill_g(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* g) {
         }
       }
     }
+  }
+  if (block_i != block_j) return;
+  for (int64_t i = 1; i < pass.block && first_i + i < pass.rows; ++i) {
+    for (int64_t j = 0; j < i; ++j) g[i * kPitch + j] = g[j * kPitch + i];
   }
 }
 

@@ -31,7 +31,7 @@ inline void merge_lanes(const Pass<T>& pass, int64_t row, Vec<T> peak, Vec<T> su
   for (int l = 0; l < kLanes<T>; ++l) merge<T>(pass, row, double(peak[l]), double(sum[l]));
 }
 
-// Row sums and, off the diagonal, column sums of 2^(t - bound).
+// Row sums and column sums of 2^(t - bound).
 template <typename T>
 void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
   const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
@@ -42,6 +42,7 @@ void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* s
     const T* panel = panel_of(pass, first_j + j);
     Vec<T> column_sum[kNv] = {};
     for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
+      if (below_diagonal<T>(first_i + i, first_j + j)) break;
       Tile<T> tile;
       similarities(tile, pass, slab + i * kNr<T>, panel);
 #pragma GCC unroll 8
@@ -65,10 +66,8 @@ void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* s
         store<T>(to, row);
       }
     }
-    if (block_i != block_j) {
-      for (int c = 0; c < kNr<T>; ++c) {
-        pass.sum[first_j + j + c] += double(column_sum[c / kLanes<T>][c % kLanes<T>]);
-      }
+    for (int c = 0; c < kNr<T>; ++c) {
+      pass.sum[first_j + j + c] += double(column_sum[c / kLanes<T>][c % kLanes<T>]);
     }
   }
   for (int64_t i = 0; i < pass.block; ++i) {
@@ -113,6 +112,7 @@ void forward_streaming(const Pass<T>& pass, int64_t block_i, int64_t block_j, T*
       column_sum[c] = Vec<T>{};
     }
     for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
+      if (below_diagonal<T>(first_i + i, first_j + j)) break;
       Tile<T> tile;
       similarities(tile, pass, slab + i * kNr<T>, panel);
       for (int r = 0; r < kMr; ++r) {
@@ -129,19 +129,15 @@ void forward_streaming(const Pass<T>& pass, int64_t block_i, int64_t block_j, T*
         store<T>(peak_at, peak);
         store<T>(sum_at, sum);
       }
-      if (block_i != block_j) {
-        for (int c = 0; c < kNv; ++c) {
-          Vec<T> column[kMr];
-          for (int r = 0; r < kMr; ++r) column[r] = tile.v[r][c];
-          stream<kMr, T>(column_peak[c], column_sum[c], column);
-        }
+      for (int c = 0; c < kNv; ++c) {
+        Vec<T> column[kMr];
+        for (int r = 0; r < kMr; ++r) column[r] = tile.v[r][c];
+        stream<kMr, T>(column_peak[c], column_sum[c], column);
       }
     }
-    if (block_i != block_j) {
-      for (int c = 0; c < kNr<T>; ++c) {
-        merge<T>(pass, first_j + j + c, double(column_peak[c / kLanes<T>][c % kLanes<T>]),
-                 double(column_sum[c / kLanes<T>][c % kLanes<T>]));
-      }
+    for (int c = 0; c < kNr<T>; ++c) {
+      merge<T>(pass, first_j + j + c, double(column_peak[c / kLanes<T>][c % kLanes<T>]),
+               double(column_sum[c / kLanes<T>][c % kLanes<T>]));
     }
   }
   for (int64_t i = 0; i < pass.block; ++i) {

@@ -6,6 +6,19 @@ namespace fastssl {
 namespace nt_xent {
 namespace {
 
+// In float64, where squares of float32 neither overflow nor vanish. kNr divides `count`.
+template <typename T>
+double square_norm(const T* x, int64_t count) {
+  Vec<double> sums[4] = {};
+  for (int64_t k = 0; k < count; k += kNr<T>) {
+    for (int c = 0; c < kNr<T>; c += kLanes<double>) {
+      const Vec<double> v = load_double<T>(x + k + c);
+      sums[c / kLanes<double> % 4] += v * v;
+    }
+  }
+  return lane_sum<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 // Reads a block of rows in whatever type and layout they come, normalises, writes both copies.
 template <typename T>
 void pack(const Pass<T>& pass, int64_t block, T* scratch) {
@@ -20,17 +33,15 @@ void pack(const Pass<T>& pass, int64_t block, T* scratch) {
       const Matrix& z = pass.z[row / pass.half];
       load_row<T>(z.data, z.dtype, row % pass.half * z.row_stride, z.column_stride, pass.depth,
                   scratch);
-      double squares[4] = {0, 0, 0, 0};
-      for (int64_t k = 0; k < pass.depth; ++k) {
-        squares[k % 4] += double(scratch[k]) * double(scratch[k]);
-      }
-      double square = squares[0] + squares[1] + squares[2] + squares[3];
+      double square = square_norm(scratch, pass.padded_depth);
       if (pass.normalize) {
         const double norm = __builtin_sqrt(square);
         const double inverse_norm =
             norm < 1 / kSmallestNormInverse ? kSmallestNormInverse : 1 / norm;
         inverse = T(inverse_norm);
-        for (int64_t k = 0; k < pass.depth; ++k) scratch[k] = T(double(scratch[k]) * inverse_norm);
+        for (int64_t k = 0; k < pass.padded_depth; k += kLanes<double>) {
+          store_double<T>(scratch + k, load_double<T>(scratch + k) * inverse_norm);
+        }
         square *= inverse_norm * inverse_norm;
       }
       if (!(T(square) <= largest) && largest == largest) largest = T(square);  // NaN stays

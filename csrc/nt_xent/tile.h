@@ -70,16 +70,23 @@ inline void similarities(Tile<T>& tile, const Pass<T>& pass, const T* slab, cons
   }
 }
 
-// Whether the tile at (i, j) holds a pair that is no negative: a row with itself, with its partner,
-// or with padding.
+// Pairs are taken once, from above the diagonal. This tells where a column of tiles, going down,
+// has passed below it.
+template <typename T>
+inline bool below_diagonal(int64_t i, int64_t j) {
+  return j + kNr<T> - 1 <= i;
+}
+
+// Whether the tile at (i, j) holds a pair that does not count: a row with its partner, with
+// padding, or one on or below the diagonal.
 template <typename T>
 inline bool has_exceptions(const Pass<T>& pass, int64_t i, int64_t j) {
   const int64_t low = j - i - (kMr - 1), high = j - i + (kNr<T> - 1);
-  return (low <= 0 && 0 <= high) || (low <= pass.half && pass.half <= high) ||
-         (low <= -pass.half && -pass.half <= high) || i + kMr > pass.rows || j + kNr<T> > pass.rows;
+  return low <= 0 || (low <= pass.half && pass.half <= high) || i + kMr > pass.rows ||
+         j + kNr<T> > pass.rows;
 }
 
-// Overwrites what is no negative with `value`.
+// Overwrites what does not count with `value`.
 template <typename T>
 inline void replace_exceptions(Tile<T>& tile, const Pass<T>& pass, int64_t i, int64_t j, T value) {
   T cells[kMr * kNr<T>];
@@ -89,8 +96,7 @@ inline void replace_exceptions(Tile<T>& tile, const Pass<T>& pass, int64_t i, in
   for (int r = 0; r < kMr; ++r) {
     for (int c = 0; c < kNr<T>; ++c) {
       const int64_t apart = j + c - (i + r);
-      if (apart == 0 || apart == pass.half || apart == -pass.half || i + r >= pass.rows ||
-          j + c >= pass.rows) {
+      if (apart <= 0 || apart == pass.half || i + r >= pass.rows || j + c >= pass.rows) {
         cells[r * kNr<T> + c] = value;
       }
     }
