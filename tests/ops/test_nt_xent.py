@@ -185,7 +185,7 @@ def test_same_bits_from_call_to_call(temperature, impl):
 
 @pytest.mark.parametrize("threads", [1, 7])
 def test_any_number_of_threads_agrees(threads, impl):
-    """Seven: more than most machines that run this have cores, so that threads wait for each other."""
+    """Seven is more than a small machine has cores: threads wait for each other."""
     z0, z1 = views(333, 70)
     usual = loss_and_gradients(fastssl.nt_xent, z0, z1, 0.1, torch.ones(()), impl=impl)
     before = torch.get_num_threads()
