@@ -27,22 +27,20 @@ def main() -> None:
 
 def print_info() -> None:
     """Prints versions, native libraries, devices, and what runs for each operator."""
-    for topic, lines in _topics():
-        print(topic)
-        for name, value in lines:
-            print(f"  {name:<12} {value}")
+    lines = []
+    for topic, facts in _topics():
+        lines += [topic, *(f"  {name:<12} {value}" for name, value in facts)]
+    print("\n".join(lines))
 
 
 def _topics() -> Iterator[tuple[str, list[tuple[str, object]]]]:
     import torch
 
+    import fastssl
     from fastssl import _dispatch, _library
 
-    packages = ("fastssl", "torch", "numpy", "triton")
-    yield (
-        "versions",
-        [("python", platform.python_version()), *((name, _version(name)) for name in packages)],
-    )
+    ours = [("fastssl", fastssl.__version__), ("python", platform.python_version())]
+    yield "versions", [*ours, *((name, _version(name)) for name in ("torch", "numpy", "triton"))]
 
     yield (
         "native libraries",

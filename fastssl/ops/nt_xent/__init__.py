@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
-from fastssl.ops.nt_xent import reference, schema
+from fastssl.ops.nt_xent import cuda, reference, schema  # noqa: F401 (cuda registers kernels)
 
 _dispatch.register("nt_xent", cpu="cpu", cuda="triton")
 

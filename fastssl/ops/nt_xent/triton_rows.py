@@ -1,16 +1,16 @@
 """NT-Xent's Triton kernels over rows and vectors: everything but the matrix products.
 
-A row of z = [z0; z1] is kept as z_i = scale_i * packed_i. `packed` holds the input's own digits times
-a power of two, so that rounding a normalised row to half precision never happens; `scale` is applied
-to float32 products. Arrays over rows have `padded` entries, the rows past M = 2N being zero.
+A row of z = [z0; z1] is kept as z_i = scale_i * packed_i. `packed` holds the input's own digits
+times a power of two, so that no normalised row is rounded to half precision; `scale` applies to
+float32 products. Arrays over rows have `padded` entries, the rows past M = 2N being zero.
 """
 
 import triton
 import triton.language as tl
 
-#: The largest component of a packed row lies in [2^13, 2^14): squares of it and sums of thousands of
-#: squares stay far from the ends of float32, and float16 has its full precision for components down
-#: to 2^-27 of the largest.
+#: The largest component of a packed row lies in [2^13, 2^14): sums of thousands of squares stay far
+#: from the ends of float32, and float16 has its full precision for components down to 2^-27 of the
+#: largest.
 PACKED_EXPONENT = tl.constexpr(13)
 #: Twice the largest |w_k| miss_k bounds every |G_ij|; scaled by this it stays inside float16.
 GRADIENT_LIMIT = tl.constexpr(2.0**13)
@@ -39,6 +39,12 @@ def temperature_of(temperature, tau, LEARNED: tl.constexpr):
 
 
 @triton.jit
+def log_scale_of(temperature, tau, LEARNED: tl.constexpr):
+    """log2(e) / temperature: similarities times this are in units of log2."""
+    return tl.div_rn(tl.full((), LOG2_E, tl.float32), temperature_of(temperature, tau, LEARNED))
+
+
+@triton.jit
 def _load_rows(z, pair, live, column, depth, row_stride, column_stride):
     where = pair.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = live[:, None] & (column < depth)[None, :]
@@ -52,9 +58,7 @@ def _exponent(largest):
 
 
 @triton.jit
-def _store_packed(
-    packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr
-):
+def _store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
     where = packed + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     high = x.to(packed.dtype.element_ty)
     mask = live[:, None] & (column < DEPTH)[None, :]
@@ -71,7 +75,7 @@ def _store_scale(scale, inverse, rows, live, exponent, square, NORMALIZE: tl.con
         norm = tl.sqrt_rn(square)  # of the packed row
         dead = norm * unit < SMALLEST_NORM
         factor = tl.where(dead, unit * LARGEST_INVERSE, tl.div_rn(1.0, tl.where(dead, 1.0, norm)))
-        back = tl.where(dead, LARGEST_INVERSE, factor * power_of_two(PACKED_EXPONENT - exponent))
+        back = tl.where(dead, LARGEST_INVERSE, factor * power_of_two(-exponent + PACKED_EXPONENT))
     else:
         factor = unit
         back = unit * 0 + 1
@@ -80,7 +84,7 @@ def _store_scale(scale, inverse, rows, live, exponent, square, NORMALIZE: tl.con
     return factor
 
 
-@triton.jit(do_not_specialize=["half", "rows", "padded"])
+@triton.jit(do_not_specialize=["half", "rows"])
 def pack(
     z0, z1, packed, scale, inverse, positive, half, rows, padded, depth,
     row_stride0, column_stride0, row_stride1, column_stride1,
@@ -104,8 +108,8 @@ def pack(
         most1 = tl.maximum(most1, tl.max(tl.abs(x1), 1))
     exponent0 = _exponent(most0)
     exponent1 = _exponent(most1)
-    up0 = power_of_two(PACKED_EXPONENT - exponent0)[:, None]
-    up1 = power_of_two(PACKED_EXPONENT - exponent1)[:, None]
+    up0 = power_of_two(-exponent0 + PACKED_EXPONENT)[:, None]
+    up1 = power_of_two(-exponent1 + PACKED_EXPONENT)[:, None]
     square0 = tl.zeros([BLOCK_M], tl.float32)
     square1 = tl.zeros([BLOCK_M], tl.float32)
     dot = tl.zeros([BLOCK_M], tl.float32)
@@ -138,40 +142,44 @@ def _log1p(e):
     # For e in [0, 1]: the quotient takes back the rounding of 1 + e.
     one_more = 1.0 + e
     rounded = one_more - 1.0
-    return tl.where(rounded == 0.0, e, tl.log(one_more) * (e / tl.where(rounded == 0, 1.0, rounded)))
+    correction = e / tl.where(rounded == 0.0, 1.0, rounded)
+    return tl.where(rounded == 0.0, e, tl.log(one_more) * correction)
 
 
-@triton.jit(do_not_specialize=["half", "rows", "padded", "splits"])
+@triton.jit(do_not_specialize=["half", "rows", "splits"])
 def finish_rows(
-    peak, total, positive, loss, lse, miss, block_loss, temperature, tau, half, rows, padded, splits,
-    factor, LEARNED: tl.constexpr, BOUNDED: tl.constexpr, NONE: tl.constexpr, BLOCK: tl.constexpr,
+    peak, total, positive, loss, lse, miss, block_loss, temperature, tau, half, rows, padded,
+    splits, factor,
+    LEARNED: tl.constexpr, BOUNDED: tl.constexpr, NONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over negatives, [splits, padded], to each row's loss, lse (log2) and miss.
+    """Sums over negatives, [splits, padded], to each row's loss, lse (log2, float64) and miss.
 
     loss_i = softplus(x), miss_i = sigmoid(x), with x = log(sum over negatives) - S_ip: no digit is
-    lost where the positive dominates. `block_loss` gets the programs' sums of losses times `factor`.
+    lost where the positive dominates. `block_loss` gets the programs' sums of losses * `factor`.
     """
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = row < rows
-    scale = LOG2_E / temperature_of(temperature, tau, LEARNED)
+    scale = log_scale_of(temperature, tau, LEARNED)
     top = tl.zeros([BLOCK], tl.float32) + tl.abs(scale)
     if not BOUNDED:
         top = tl.full([BLOCK], NEVER, tl.float32)
         for split in range(0, splits):
-            where = split.to(tl.int64) * padded + row
+            where = padded.to(tl.int64) * split + row
             top = tl.maximum(top, tl.load(peak + where, mask=live, other=NEVER))
     negatives = tl.zeros([BLOCK], tl.float32)
     for split in range(0, splits):
-        where = split.to(tl.int64) * padded + row
+        where = padded.to(tl.int64) * split + row
         part = tl.load(total + where, mask=live, other=0.0)
         if not BOUNDED:
             part *= tl.exp2(tl.load(peak + where, mask=live, other=NEVER) - top)
         negatives += part
-    t = tl.load(positive + tl.where(row < half, row, row - half), mask=live, other=0.0) * scale
-    x = (top + tl.log2(negatives) - t) * LN_2 + (t - t)
+    t = tl.load(positive + tl.where(row < half, row, row - half), mask=live, other=0.0)
+    t = t.to(tl.float64) * scale.to(tl.float64)
+    x = ((top.to(tl.float64) - t).to(tl.float32) + tl.log2(negatives)) * LN_2
+    x += (t - t).to(tl.float32)  # what is not a number stays so
     e = tl.exp(-tl.abs(x))
     row_loss = tl.maximum(x, 0.0) + _log1p(e)
-    tl.store(lse + row, t + row_loss * LOG2_E, mask=live)
+    tl.store(lse + row, t + (row_loss * LOG2_E).to(tl.float64), mask=live)
     tl.store(miss + row, tl.where(x > 0, 1.0, e) / (1.0 + e), mask=live)
     if NONE:
         tl.store(loss + row, row_loss, mask=live)
@@ -204,18 +212,19 @@ def _upstream(grad, grad_stride, row, live, VECTOR: tl.constexpr):
     return weight
 
 
-@triton.jit(do_not_specialize=["rows", "padded"])
+@triton.jit(do_not_specialize=["rows"])
 def weigh_rows(
-    grad, lse, miss, scale, row_weight, column_weight, pull, unit, temperature, tau, grad_stride,
-    rows, padded, LEARNED: tl.constexpr, BOUNDED: tl.constexpr, VECTOR: tl.constexpr,
+    grad, lse, miss, scale, row_weight, column_weight, base, pull, unit, temperature, tau,
+    grad_stride, rows, padded, LEARNED: tl.constexpr, BOUNDED: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What each row brings to A_ij = unit G_ij scale_j, the left operand of the gradient's product.
 
     G_ij = w_i P_ij + w_j P_ji with P_ij = 2^(t_ij - lse_i). Bounded, with c = log2(e) / |tau|,
         A_ij = 2^(t_ij - c) (row_weight_i scale_j + column_weight_j),
-    else A_ij = P_ij row_weight_i scale_j + P_ji column_weight_j. As P_ij <= miss_i for negatives,
-    |A_ij| <= 2 max_k(|w_k| miss_k) max_k(scale_k) unit, and `unit` brings that inside float16.
+    else A_ij = 2^(t_ij - base_i) row_weight_i scale_j + 2^(t_ij - base_j) column_weight_j, where
+    base is lse as float32 and the weights make up for its rounding. P_ij <= miss_i for negatives,
+    so |A_ij| <= 2 max_k(|w_k| miss_k) max_k(scale_k) unit: `unit` brings that inside float16.
     """
     most = tl.zeros([BLOCK], tl.float32)
     most_scale = tl.zeros([BLOCK], tl.float32)
@@ -228,15 +237,22 @@ def weigh_rows(
         most = tl.maximum(most, tl.abs(pulled))
         most_scale = tl.maximum(most_scale, tl.load(scale + row, mask=live, other=0.0))
     largest = tl.max(most, 0) * tl.max(most_scale, 0)
-    up = tl.div_rn(GRADIENT_LIMIT, tl.maximum(largest, 2.0**-100))
+    up = tl.div_rn(tl.full((), GRADIENT_LIMIT, tl.float32), tl.maximum(largest, 2.0**-100))
     tl.store(unit, up)
-    bound = tl.abs(LOG2_E / temperature_of(temperature, tau, LEARNED))
+    bound = tl.abs(log_scale_of(temperature, tau, LEARNED))
     for first in range(0, padded, BLOCK):
         row = first + tl.arange(0, BLOCK)
         live = row < rows
-        weight = _upstream(grad, grad_stride, row, live, VECTOR) * up
+        log_sum = tl.load(lse + row, mask=live, other=0.0)
+        rounded = log_sum.to(tl.float32)
+        exponent = -(log_sum - rounded.to(tl.float64))
         if BOUNDED:
-            weight *= tl.exp2(bound - tl.load(lse + row, mask=live, other=0.0))
+            exponent = bound.to(tl.float64) - log_sum
+        else:
+            tl.store(base + row, rounded, mask=row < padded)
+        whole = tl.floor(exponent)
+        power = tl.exp2((exponent - whole).to(tl.float32)) * tl.exp2(whole.to(tl.float32))
+        weight = _upstream(grad, grad_stride, row, live, VECTOR) * up * power
         tl.store(row_weight + row, weight, mask=row < padded)
         weight *= tl.load(scale + row, mask=live, other=0.0)
         tl.store(column_weight + row, weight, mask=row < padded)
@@ -258,7 +274,7 @@ def _load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
     mask = live[:, None] & (column < DEPTH)[None, :]
     x = tl.load(where, mask=mask, other=0.0)
     for split in range(1, splits):
-        x += tl.load(where + split.to(tl.int64) * padded * DEPTH, mask=mask, other=0.0)
+        x += tl.load(where + padded.to(tl.int64) * split * DEPTH, mask=mask, other=0.0)
     return x
 
 
@@ -267,8 +283,8 @@ def _store_gradient(
     out, gradient, z, along, back, pair, live, column, depth, NORMALIZE: tl.constexpr
 ):
     if NORMALIZE:
-        # A row shorter than SMALLEST_NORM was divided by a constant: no projection. Its gradient may
-        # be larger than float16 can hold; the largest float16 is kept then.
+        # A row shorter than SMALLEST_NORM was divided by a constant: no projection. Its gradient
+        # may be larger than float16 can hold; the largest float16 is kept then.
         dead = back == LARGEST_INVERSE
         gradient = (gradient - tl.where(dead, 0.0, along)[:, None] * z) * back[:, None]
         if out.dtype.element_ty == tl.float16:
@@ -280,7 +296,7 @@ def _store_gradient(
     tl.store(where, gradient.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["half", "padded", "splits"])
+@triton.jit(do_not_specialize=["half", "splits"])
 def finish_gradient(
     sums, packed, scale, inverse, pull, unit, grad, grad_z0, grad_z1, block_along, temperature, tau,
     factor, half, padded, depth, splits,

@@ -1,0 +1,121 @@
+"""NT-Xent's forward matrix kernel: sums of exponentials over each row's negatives."""
+
+import triton
+import triton.language as tl
+
+from fastssl.ops.nt_xent.triton_rows import NEVER, log_scale_of
+
+
+@triton.jit
+def rows_of(packed, first, column, DEPTH: tl.constexpr, COUNT: tl.constexpr):
+    """Pointers to COUNT packed rows from `first`, for the given columns."""
+    offset = tl.arange(0, COUNT)[:, None] * DEPTH + column[None, :]
+    return packed + first * tl.full((), DEPTH, tl.int64) + offset
+
+
+@triton.jit
+def dot_transposed(a, b, a_low, b_low, total, PARTS: tl.constexpr):
+    """Adds a bT to total; with two parts, the products with the low parts first: they are small."""
+    if PARTS == 2:
+        total = tl.dot(a_low, tl.trans(b), total)
+        total = tl.dot(a, tl.trans(b_low), total)
+    return tl.dot(a, tl.trans(b), total)
+
+
+@triton.jit
+def is_exceptional(first_i, first_j, half, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a tile holds a row's similarity with itself or with its partner."""
+    low = first_j - first_i - (BLOCK_M - 1)
+    high = first_j - first_i + (BLOCK_N - 1)
+    itself = (low <= 0) & (high >= 0)
+    return itself | ((low <= half) & (high >= half)) | ((low <= -half) & (high >= -half))
+
+
+@triton.jit
+def exceptions(first_i, first_j, half, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which elements of a tile are a row with itself or with its partner."""
+    i = first_i + tl.arange(0, BLOCK_M)
+    j = first_j + tl.arange(0, BLOCK_N)
+    apart = j[None, :] - i[:, None]
+    return (apart == 0) | (apart == half) | (apart == -half)
+
+
+@triton.jit
+def long_product(
+    packed, first_i, first_j, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The products of two blocks of packed rows, both read in chunks of BLOCK_K columns."""
+    part = padded.to(tl.int64) * DEPTH
+    column = tl.arange(0, BLOCK_K)
+    left = rows_of(packed, first_i, column, DEPTH, BLOCK_M)
+    right = rows_of(packed, first_j, column, DEPTH, BLOCK_N)
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, DEPTH, BLOCK_K):
+        a = tl.load(left + k)
+        b = tl.load(right + k)
+        a_low = a
+        b_low = b
+        if PARTS == 2:
+            a_low = tl.load(left + part + k)
+            b_low = tl.load(right + part + k)
+        total = dot_transposed(a, b, a_low, b_low, total, PARTS)
+    return total
+
+
+@triton.jit(do_not_specialize=["half", "rows"])
+def sum_exponentials(
+    packed, scale, peak, total, temperature, tau, half, rows, padded, span,
+    LEARNED: tl.constexpr, BOUNDED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Program (b, s): rows of block b against columns [s * span, (s + 1) * span).
+
+    total[s, i] = sum over negatives j of 2^(t_ij - peak_i), t_ij = log2(e) S_ij. Bounded, the peak
+    is log2(e) / |tau|, which no |t_ij| exceeds; else each row follows its own maximum, peak[s, i].
+    """
+    first_i = tl.program_id(0) * BLOCK_M
+    offset = tl.arange(0, BLOCK_M)
+    log_scale = log_scale_of(temperature, tau, LEARNED)
+    row_scale = tl.load(scale + first_i + offset) * log_scale
+    part = padded.to(tl.int64) * DEPTH
+    if BLOCK_K == DEPTH:
+        depth_offset = tl.arange(0, DEPTH)
+        left = rows_of(packed, first_i, depth_offset, DEPTH, BLOCK_M)
+        a = tl.load(left)
+        a_low = a
+        if PARTS == 2:
+            a_low = tl.load(left + part)
+    if BOUNDED:
+        top = tl.zeros([BLOCK_M], tl.float32) + tl.abs(log_scale)
+    else:
+        top = tl.full([BLOCK_M], NEVER, tl.float32)
+    result = tl.zeros([BLOCK_M], tl.float32)
+    start = tl.program_id(1) * span
+    for first_j in range(start, tl.minimum(start + span, rows), BLOCK_N):
+        column_scale = tl.load(scale + first_j + tl.arange(0, BLOCK_N))
+        if BLOCK_K == DEPTH:
+            right = rows_of(packed, first_j, tl.arange(0, DEPTH), DEPTH, BLOCK_N)
+            b = tl.load(right)
+            b_low = b
+            if PARTS == 2:
+                b_low = tl.load(right + part)
+            t = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            t = dot_transposed(a, b, a_low, b_low, t, PARTS)
+        else:
+            t = long_product(packed, first_i, first_j, padded, DEPTH, PARTS, BLOCK_M, BLOCK_N,
+                             BLOCK_K)  # fmt: skip
+        t = t * column_scale[None, :] * row_scale[:, None]
+        if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | (first_j + BLOCK_N > rows):
+            j = first_j + tl.arange(0, BLOCK_N)
+            skip = exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N) | (j >= rows)[None, :]
+            t = tl.where(skip, NEVER, t)
+        if not BOUNDED:
+            before = top
+            top = tl.maximum(top, tl.max(t, 1))
+            result *= tl.exp2(before - top)
+        result += tl.sum(tl.exp2(t - top[:, None]), 1)
+    where = tl.program_id(1) * padded.to(tl.int64) + first_i + offset
+    tl.store(total + where, result)
+    if not BOUNDED:
+        tl.store(peak + where, top)

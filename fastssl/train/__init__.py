@@ -1,0 +1,31 @@
+"""Reference trainers: from pictures to a verdict, through fastssl's public functions only.
+
+    from fastssl.train import pretrain
+
+    run = pretrain("simclr", data="digits", epochs=40, seed=0)
+    run.backbone  # the encoder, trained
+    run.rows      # what its features are worth, beside an untrained encoder's
+    run.out       # configuration, metrics, checkpoint, weights, picture
+
+A method is one file in `fastssl.train.methods`; the loop, data and evaluation are shared.
+"""
+
+from importlib.util import find_spec
+
+_missing = [
+    package
+    for package in ("lightning_fabric", "matplotlib", "rich", "sklearn", "typer")
+    if find_spec(package) is None
+]
+if _missing:
+    raise ModuleNotFoundError(
+        f"the trainers need packages that are not installed ({', '.join(_missing)}): "
+        f"pip install 'fastssl[train]'",
+        name=_missing[0],
+    )
+
+from fastssl.train.config import Config, UsageError  # noqa: E402
+from fastssl.train.method import Method  # noqa: E402
+from fastssl.train.run import Run, pretrain  # noqa: E402
+
+__all__ = ["Config", "Method", "Run", "UsageError", "pretrain"]

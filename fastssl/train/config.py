@@ -1,0 +1,116 @@
+"""What a run is told: the dataclass from which keywords, flags, checks and config.json follow."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Encoders, and the channels of their first stage where none are given.
+WIDTHS = {"small": 16, "resnet18": 64}
+
+
+class UsageError(ValueError):
+    """Something the caller can put right: an argument, a folder, a data file."""
+
+
+def option(default, help: str, *, least=None, above=None, choices: tuple[str, ...] = ()):
+    """A field of a configuration, with its help text and the values it may take."""
+    metadata = {"help": help, "least": least, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Keywords common to all methods; a method's own configuration adds to them.
+
+    Every field is a keyword of `fastssl.train.pretrain` and a flag of `fastssl train METHOD`.
+
+    Raises:
+        UsageError: a value has the wrong type or is out of range; the message names the argument.
+    """
+
+    data: str = option("digits", "What to train on.", choices=("digits", "cifar10"))
+    root: Path | None = option(None, "Folder that holds cifar-10-batches-py.")
+    limit: int | None = option(None, "Use only the first N images of each split.", least=1)
+    out: Path | None = option(None, "Folder to write to, by default out/METHOD-DATA.")
+    epochs: int = option(40, "Passes over the training images.", least=1)
+    batch_size: int = option(128, "Images per step, over all processes.", least=2)
+    lr: float = option(2e-3, "Peak learning rate of AdamW.", above=0)
+    weight_decay: float = option(1e-4, "Weight decay of AdamW; none on biases and norms.", least=0)
+    warmup: float = option(0.1, "Share of all steps in which the rate rises to its peak.", least=0)
+    backbone: str = option("small", "Encoder.", choices=tuple(WIDTHS))
+    width: int | None = option(
+        None, "Channels of the first stage, by default 16 (small) or 64 (resnet18).", least=1
+    )
+    precision: str = option(
+        "32-true", "Arithmetic, as Fabric names it.", choices=("32-true", "bf16-mixed", "16-mixed")
+    )
+    accelerator: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda", "mps"))
+    devices: int = option(1, "Processes, one device each.", least=1)
+    seed: int = option(0, "Fixes initial weights, order of images and views.", least=0)
+    evaluate: bool = option(True, "Measure and draw the features afterwards.")
+    resume: bool = option(False, "Continue the run in the out folder from its last checkpoint.")
+    overwrite: bool = option(False, "Replace the run in the out folder.")
+
+    def __post_init__(self):
+        types_by_name = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _coerce(field.name, getattr(self, field.name), types_by_name[field.name])
+            setattr(self, field.name, value)
+            if value is not None:
+                _check(field.name, value, **field.metadata)
+        if self.width is None:
+            self.width = WIDTHS[self.backbone]
+        if self.warmup >= 1:
+            raise UsageError(f"warmup: got {self.warmup}, must be below 1")
+        if self.resume and self.overwrite:
+            raise UsageError("overwrite: cannot be combined with resume")
+        if self.batch_size % self.devices:
+            raise UsageError(
+                f"batch_size: got {self.batch_size}, must be a multiple of devices ({self.devices})"
+            )
+
+    @classmethod
+    def from_keywords(cls, keywords: dict) -> "Config":
+        """Builds a configuration from keywords, with a suggestion where one is misspelt."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in keywords:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+                raise UsageError(f"{name}: no such argument{hint}")
+        return cls(**keywords)
+
+    def as_json(self) -> dict:
+        """All keywords as values that JSON can hold."""
+        values = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _coerce(name: str, value, expected):
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if value is None and type(None) in options:
+        return None
+    wanted = options[0]
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if wanted is float and type(value) is int:
+        return float(value)
+    # bool is an int to Python, never to a caller.
+    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+        raise UsageError(f"{name}: got {value!r}, must be {wanted.__name__}")
+    return value
+
+
+def _check(name: str, value, *, help: str, least, above, choices) -> None:
+    if choices and value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"{name}: got {value!r}, must be one of {', '.join(choices)}{hint}")
+    # Negated comparisons, so that NaN fails too.
+    if least is not None and not value >= least:
+        raise UsageError(f"{name}: got {value}, must be at least {least}")
+    if above is not None and not value > above:
+        raise UsageError(f"{name}: got {value}, must be above {above}")

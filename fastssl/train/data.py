@@ -1,0 +1,181 @@
+"""Labelled pictures as uint8 tensors in memory, in a fixed split of training and test images."""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastssl.train.config import UsageError
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images [N, C, H, W], uint8, and their class labels [N], int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def first(self, count: int | None) -> "Split":
+        """The first `count` images, or all of them."""
+        return Split(self.images[:count], self.labels[:count])
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set; labels are never shown to a self-supervised method, only to the evaluation."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train.images.shape[1]
+
+
+def load(name: str, root: Path | None = None, limit: int | None = None) -> Data:
+    """Loads a data set by its name.
+
+    Args:
+        name: "digits", or "cifar10".
+        root: folder that holds the data set's own folder; digits need none.
+        limit: keep only the first images of each split.
+
+    Raises:
+        UsageError: files are missing or damaged.
+    """
+    data = digits() if name == "digits" else cifar10(root)
+    return Data(data.name, data.classes, data.train.first(limit), data.test.first(limit))
+
+
+def digits() -> Data:
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8, upsampled to 32 x 32; 360 are held out.
+
+    The part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998,
+    that scikit-learn ships. The split is stratified and does not depend on a run's seed.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pictures, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(pictures).float().view(-1, 1, 8, 8) * (255 / 16)
+    images = F.interpolate(small, size=32, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
+    labels = torch.from_numpy(labels).long()
+    order = np.arange(len(labels))
+    train, test = train_test_split(order, test_size=360, random_state=0, stratify=labels)
+    classes = tuple(str(digit) for digit in range(10))
+    return Data("digits", classes, *(Split(images[rows], labels[rows]) for rows in (train, test)))
+
+
+def cifar10(root: Path | None) -> Data:
+    """CIFAR-10, 50,000 + 10,000 photographs of 32 x 32, from its canonical Python files.
+
+    A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The files are
+    pickles, read without running any code they might hold.
+
+    Raises:
+        UsageError: no root, a missing file, or a file that is not a CIFAR-10 batch.
+    """
+    if root is None:
+        raise UsageError(f"root: data='cifar10' needs the folder that holds {CIFAR10_FOLDER}")
+    folder = Path(root) / CIFAR10_FOLDER
+    if not folder.is_dir():
+        raise UsageError(f"root: {root} holds no folder {CIFAR10_FOLDER}")
+    meta = _read_pickle(folder / "batches.meta").get(b"label_names")
+    if not isinstance(meta, list) or not all(isinstance(name, bytes) for name in meta):
+        raise UsageError(f"{folder / 'batches.meta'}: holds no list label_names")
+    batches = [_read_batch(folder / f"data_batch_{i}", len(meta)) for i in range(1, 6)]
+    train = Split(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    test = Split(*_read_batch(folder / "test_batch", len(meta)))
+    return Data("cifar10", tuple(name.decode() for name in meta), train, test)
+
+
+def _read_batch(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+    batch = _read_pickle(path)
+    data, labels = batch.get(b"data"), batch.get(b"labels")
+    if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != 3072:
+        raise UsageError(f"{path}: data must be a uint8 array of shape [N, 3072]")
+    count = data.shape[0]
+    if not isinstance(labels, list) or len(labels) != count:
+        raise UsageError(f"{path}: labels must be a list of {count} numbers, one for each image")
+    if not all(type(label) is int and 0 <= label < classes for label in labels):
+        raise UsageError(f"{path}: labels must be whole numbers from 0 to {classes - 1}")
+    images = torch.from_numpy(data.numpy()).view(count, 3, 32, 32)
+    return images, torch.tensor(labels)
+
+
+class _Array:
+    """Stands in for numpy's array while a pickle is read: bytes and a shape, nothing that runs."""
+
+    def __setstate__(self, state):
+        _, self.shape, dtype, fortran, self.content = state
+        if not isinstance(dtype, _DType) or dtype.code not in ("u1", b"u1") or fortran:
+            raise pickle.UnpicklingError("an array that is not uint8 in row-major order")
+
+    def numpy(self) -> np.ndarray:
+        return np.frombuffer(self.content, np.uint8).reshape(self.shape).copy()
+
+
+class _DType:
+    """Stands in for numpy's dtype; a uint8's byte order and alignment do not matter."""
+
+    def __init__(self, code, *_):
+        self.code = code
+
+    def __setstate__(self, state):
+        pass
+
+
+def _reconstruct(kind, *_) -> _Array:
+    if kind is not _Array:
+        raise pickle.UnpicklingError("an array of a foreign class")
+    return _Array()
+
+
+def _encode(text: str, codec: str) -> bytes:
+    # Python 3 writes bytes this way in old protocols.
+    if codec != "latin1":
+        raise pickle.UnpicklingError(f"bytes in {codec!r}")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds containers, numbers, strings and stand-ins for arrays; knows no other name."""
+
+    KNOWN = {
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _DType,
+        ("_codecs", "encode"): _encode,
+    }
+
+    def find_class(self, module, name):
+        try:
+            return self.KNOWN[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"asks for {module}.{name}, which is refused") from None
+
+
+def _read_pickle(path: Path) -> dict:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    # A damaged pickle raises almost anything.
+    except Exception as error:
+        raise UsageError(f"{path}: not a CIFAR-10 file, or damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: not a CIFAR-10 file: holds {type(value).__name__}, not a dict")
+    return value

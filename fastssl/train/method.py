@@ -1,0 +1,57 @@
+"""What a method is: the contract between `fastssl.train.methods` and the loop."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastssl.train.config import Config
+from fastssl.train.data import Data
+
+_methods: dict[str, type["Method"]] = {}
+
+
+class Method(nn.Module, ABC):
+    """A self-supervised method: its model, its views, its loss and what it logs.
+
+    A subclass lives in one file of `fastssl.train.methods`, sets `name` and `Config`, and builds in
+    ``__init__(self, config, data)`` its modules, among them `backbone`: the encoder of images to
+    features that is evaluated and exported. The loop calls `views` outside and `forward` inside the
+    run's precision and distribution.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Config]] = Config
+    backbone: nn.Module
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        _methods[cls.name] = cls
+
+    def __init__(self, config: Config, data: Data):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, ...]:
+        """What `forward` gets for uint8 images [N, C, H, W]; all randomness from `generator`."""
+
+    @abstractmethod
+    def forward(self, *views: Tensor) -> dict[str, Tensor]:
+        """Scalars: "loss", and whatever else is worth a curve."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, without weight decay on biases and normalisation."""
+        groups = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+        for parameter in self.parameters():
+            groups[parameter.ndim < 2]["params"].append(parameter)
+        return torch.optim.AdamW(groups, self.config.lr, weight_decay=self.config.weight_decay)
+
+    def after_step(self, progress: float) -> None:
+        """Runs after each optimizer step, `progress` from 0 to 1: a moving average, a queue."""
+
+
+def registered() -> dict[str, type[Method]]:
+    """Methods by name."""
+    return dict(sorted(_methods.items()))

@@ -1,0 +1,60 @@
+"""What a run shows while it runs: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+#: Seconds between two lines where there is no terminal.
+QUIET = 5.0
+
+
+class Display:
+    """Shows steps, loss, images/s and time left; a context manager.
+
+    Args:
+        title: what the bar is called.
+        steps: of the whole run.
+        done: steps that an earlier part of the run has taken.
+        epochs: of the whole run.
+        enabled: False on all processes but the first.
+    """
+
+    def __init__(self, title: str, steps: int, done: int, epochs: int, *, enabled: bool):
+        self.console = Console(quiet=not enabled, highlight=False)
+        self.title, self.epochs = title, epochs
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=steps, completed=done, status="")
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Shows the latest step, its loss and the speed in images/s."""
+        self.bar.update(
+            self.task, completed=step, status=f"loss {loss:.3f}  {rate:,.0f} images/s  left"
+        )
+
+    def epoch(self, epoch: int, loss: float, rate: float) -> None:
+        """Prints a line about an epoch where there is no bar and the last line is not fresh."""
+        now = time.monotonic()
+        if not self.console.is_terminal and (
+            now - self.last_line >= QUIET or epoch in (1, self.epochs)
+        ):
+            self.last_line = now
+            self.console.print(
+                f"{self.title}: epoch {epoch}/{self.epochs}  loss {loss:.3f}  {rate:,.0f} images/s"
+            )

@@ -1,0 +1,111 @@
+"""One run from start to end: data, training, evaluation, and the files that it leaves."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastssl.train import data as datasets
+from fastssl.train.config import Config, UsageError
+from fastssl.train.evaluate import Row
+from fastssl.train.folder import RunFolder, replacing, write_json
+from fastssl.train.methods import find
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves.
+
+    Attributes:
+        out: its folder.
+        backbone: the trained encoder, on the CPU, in evaluation mode.
+        rows: the accuracies of `fastssl.train.evaluate.compare`; empty without evaluation.
+    """
+
+    out: Path
+    backbone: nn.Module
+    rows: list[Row]
+
+
+def pretrain(method: str, **keywords) -> Run:
+    """Trains an encoder without labels and measures its features.
+
+    Writes to the out folder config.json (all keywords), metrics.jsonl (a line for each step and
+    epoch), checkpoint.pt (after each epoch, in one piece), backbone.pt (the encoder's state dict),
+    results.json and report.png (loss and maps of the features). On a CPU the same keywords and
+    number of threads give the same weights, bit by bit, also where a run was killed and resumed.
+    Torch's global generators are seeded anew.
+
+    Args:
+        method: "simclr".
+        **keywords: the fields of the method's configuration, for SimCLR
+            `fastssl.train.methods.simclr.SimCLRConfig`; `fastssl train simclr --help` lists them.
+
+    Raises:
+        UsageError: an argument, the out folder or the data is not acceptable; the message begins
+            with the name of the argument or file. Raised before any work wherever possible.
+        OSError: the out folder cannot be written to.
+    """
+    kind = find(method)
+    config = kind.Config.from_keywords(keywords)
+    folder = RunFolder(config.out or Path("out") / f"{method}-{config.data}")
+    # Heavy to import, and of no use to someone whose arguments are wrong.
+    from lightning_fabric import Fabric
+
+    from fastssl.train import loop
+
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator, devices=config.devices, precision=config.precision
+        )
+    # Fabric has no one class of errors for what this machine cannot do.
+    except Exception as error:
+        raise UsageError(f"accelerator, devices or precision: {error}") from error
+    described = {"method": method, **config.as_json()}
+    # The first process alone: it starts the others, which find the folder in use.
+    if fabric.is_global_zero:
+        folder.check(described)
+    data = datasets.load(config.data, config.root, config.limit)
+    if fabric.is_global_zero and not config.resume:
+        folder.begin(described)
+    fabric.launch()
+    torch.manual_seed(config.seed)
+    # Convolutions on a CPU, and in half precision on a GPU, are fastest with channels innermost.
+    model = kind(config, data).to(memory_format=torch.channels_last)
+    untrained = copy.deepcopy(model.backbone)
+    loop.train(model, config, data.train.images, fabric, folder)
+    backbone = model.backbone.eval()
+    rows = []
+    if fabric.is_global_zero:
+        with replacing(folder.backbone) as path:
+            torch.save({k: v.cpu() for k, v in backbone.state_dict().items()}, path)
+        if config.evaluate:
+            rows = _evaluate(untrained, backbone, data, fabric.device, config, folder)
+        _write_results(folder, rows)
+    fabric.barrier()
+    return Run(folder.path, backbone.cpu(), rows)
+
+
+def _evaluate(untrained, backbone, data, device, config: Config, folder: RunFolder) -> list[Row]:
+    from fastssl.train import evaluate, report
+
+    features = {
+        title: evaluate.extract(encoder, data, device)
+        for title, encoder in (("untrained", untrained), ("pretrained", backbone))
+    }
+    with replacing(folder.picture) as path:
+        report.picture(path, folder.read_metrics(), data, features, config.seed)
+    return evaluate.compare(features["untrained"], features["pretrained"], data)
+
+
+def _write_results(folder: RunFolder, rows: list[Row]) -> None:
+    epochs = [line for line in folder.read_metrics() if line["event"] == "epoch"]
+    result = {
+        "loss": epochs[-1]["loss"] if epochs else None,
+        "seconds_of_training": sum(line["seconds"] for line in epochs),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    write_json(folder.results, result)

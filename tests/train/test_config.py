@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from fastssl.train import UsageError
+from fastssl.train.methods.simclr import SimCLRConfig
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"epochs": 0}, "epochs: got 0, must be at least 1"),
+        ({"epochs": 1.5}, "epochs: got 1.5, must be int"),
+        ({"epochs": True}, "epochs: got True, must be int"),
+        ({"epochs": None}, "epochs: got None, must be int"),
+        ({"lr": 0}, "lr: got 0.0, must be above 0"),
+        ({"lr": float("nan")}, "lr: got nan, must be above 0"),
+        ({"warmup": 1.0}, "warmup: got 1.0, must be below 1"),
+        ({"temperature": 0.0}, "temperature: got 0.0, must be at least 1e-08"),
+        ({"data": "cifra10"}, "data: got 'cifra10', must be one of digits, cifar10 .*'cifar10'"),
+        ({"resume": 1}, "resume: got 1, must be bool"),
+        ({"resume": True, "overwrite": True}, "overwrite: cannot be combined with resume"),
+        ({"batch_size": 33, "devices": 2}, r"batch_size: got 33, must be a multiple of devices"),
+        ({"batchsize": 33}, "batchsize: no such argument; did you mean 'batch_size'"),
+        ({"zzz": 33}, "zzz: no such argument; known: data, root, "),
+    ],
+)
+def test_errors_name_the_argument(keywords, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        SimCLRConfig.from_keywords(keywords)
+
+
+def test_strings_become_paths_and_whole_numbers_floats():
+    config = SimCLRConfig.from_keywords({"out": "a/b", "temperature": 1, "limit": None})
+    assert config.out == Path("a/b") and type(config.temperature) is float
+    assert config.as_json()["out"] == str(Path("a/b"))
+
+
+def test_width_follows_the_encoder():
+    assert SimCLRConfig().width == 16 and SimCLRConfig(backbone="resnet18").width == 64
+    assert SimCLRConfig(backbone="resnet18", width=8).width == 8

@@ -1,0 +1,126 @@
+import builtins
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from fastssl.train import UsageError, data
+
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+#: A batch of no images as Python 2 and numpy 1 wrote the canonical files: byte strings, protocol 2.
+CANONICAL = (
+    b"\x80\x02}(U\x0bbatch_labelU\x01xU\x06labels](K\x02K\x00eU\x04datacnumpy.core.multiarray\n"
+    b"_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02M\x00\x0c\x86cnumpy\ndtype\n"
+    b"U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+    + (6144).to_bytes(4, "little") + bytes(range(256)) * 24 + b"tbu."
+)  # fmt: skip
+
+
+def write(root, protocol=4, count=3):
+    folder = root / data.CIFAR10_FOLDER
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, count, 3072), dtype=np.uint8)
+    for name, part in zip(BATCHES, pixels, strict=True):
+        batch = {b"labels": [int(i) for i in range(count)], b"data": part, b"batch_label": b"x"}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol))
+    names = {b"label_names": [f"kind{i}".encode() for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names, protocol))
+    return folder, pixels
+
+
+def test_digits_split_is_fixed_and_stratified():
+    digits = data.load("digits")
+    assert digits.train.images.shape == (1437, 1, 32, 32) and len(digits.test.labels) == 360
+    assert digits.train.images.dtype == torch.uint8 and digits.train.images.max() == 255
+    assert digits.train.labels[:8].tolist() == data.load("digits").train.labels[:8].tolist()
+    assert digits.test.labels.bincount().min() >= 35
+    assert len(data.load("digits", limit=7).train.images) == 7
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar10_is_read(tmp_path, protocol):
+    _, pixels = write(tmp_path, protocol)
+    cifar = data.load("cifar10", tmp_path)
+    expected = torch.from_numpy(pixels).view(18, 3, 32, 32)
+    assert torch.equal(torch.cat([cifar.train.images, cifar.test.images]), expected)
+    assert cifar.train.labels.tolist() == [0, 1, 2] * 5 and cifar.channels == 3
+    assert cifar.classes[9] == "kind9"
+    cifar.train.images.zero_()
+
+
+def test_the_dialect_of_the_canonical_files_is_read(tmp_path):
+    folder, _ = write(tmp_path)
+    (folder / "test_batch").write_bytes(CANONICAL)
+    test = data.load("cifar10", tmp_path).test
+    assert test.labels.tolist() == [2, 0]
+    assert test.images.flatten()[:300].tolist() == [i % 256 for i in range(300)]
+
+
+class Attack:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("attack", "refused"),
+    [
+        (Attack(os.system, "touch hacked"), "system"),
+        (Attack(builtins.eval, "open('hacked', 'w')"), "builtins.eval"),
+        (Attack(getattr, {}, "clear"), "builtins.getattr"),
+        (Attack(np.load, "hacked"), "load"),
+    ],
+    ids=["system", "eval", "getattr", "numpy"],
+)
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, attack, refused):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = write(tmp_path)
+    batch = {b"labels": [], b"data": attack}
+    (folder / "data_batch_2").write_bytes(pickle.dumps(batch, 4))
+    with pytest.raises(UsageError, match=f"data_batch_2: not a CIFAR-10 file.*{refused}.*refused"):
+        data.load("cifar10", tmp_path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([1, 2], "holds list, not a dict"),
+        ({b"labels": [0]}, "data must be a uint8 array"),
+        ({b"labels": [0], b"data": np.zeros((1, 3071), np.uint8)}, "data must be a uint8 array"),
+        ({b"labels": [0], b"data": np.zeros((1, 3072))}, "not uint8"),
+        ({b"labels": [0], b"data": np.array([[os]], object)}, "not a CIFAR-10 file|refused"),
+        ({b"labels": [0, 1], b"data": np.zeros((1, 3072), np.uint8)}, "a list of 1 numbers"),
+        ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "from 0 to 9"),
+        ({b"labels": ["cat"], b"data": np.zeros((1, 3072), np.uint8)}, "from 0 to 9"),
+    ],
+)
+def test_a_foreign_pickle_is_an_error_that_names_the_file(tmp_path, batch, message):
+    folder, _ = write(tmp_path)
+    path = folder / "test_batch"
+    try:
+        path.write_bytes(pickle.dumps(batch, 4))
+    except TypeError:
+        path.write_bytes(b"cos\nsystem\n.")
+    with pytest.raises(UsageError, match=f"test_batch: .*({message})"):
+        data.load("cifar10", tmp_path)
+
+
+def test_missing_and_truncated_files(tmp_path):
+    with pytest.raises(UsageError, match="^root: data='cifar10' needs the folder"):
+        data.load("cifar10")
+    with pytest.raises(UsageError, match="^root: .* holds no folder cifar-10-batches-py"):
+        data.load("cifar10", tmp_path)
+    folder, _ = write(tmp_path)
+    whole = (folder / "data_batch_4").read_bytes()
+    for length in (0, 1, 40, len(whole) // 2, len(whole) - 1):
+        (folder / "data_batch_4").write_bytes(whole[:length])
+        with pytest.raises(UsageError, match="data_batch_4: not a CIFAR-10 file, or damaged"):
+            data.load("cifar10", tmp_path)
+    (folder / "data_batch_4").unlink()
+    with pytest.raises(UsageError, match="data_batch_4: cannot be read"):
+        data.load("cifar10", tmp_path)

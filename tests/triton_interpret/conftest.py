@@ -1,0 +1,71 @@
+"""Runs Triton kernels on the CPU: `TRITON_INTERPRET=1 pytest tests/triton_interpret`.
+
+Triton reads the variable when kernels are defined, so these tests need a process of their own; in
+any other this folder is not collected. Where a GPU is present the compiled kernels are tested.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+if not INTERPRET:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "real_tiles: keeps the tile sizes of the launcher")
+
+
+def _reason_to_skip() -> str:
+    if torch.cuda.is_available():
+        return "a GPU is present: tests/cuda runs the compiled kernels"
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed"
+    version = tuple(int(x) for x in triton.__version__.split(".")[:2])
+    if version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        # github.com/triton-lang/triton/issues/9171
+        return f"triton {triton.__version__}'s interpreter breaks with numpy {np.__version__}"
+    return ""
+
+
+def pytest_collection_modifyitems(items):
+    reason = _reason_to_skip()
+    if reason:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def bfloat16_as_hardware_does():
+    """The interpreter multiplies bfloat16's bit patterns and truncates to it; GPUs do neither.
+
+    Products of float16 go through float32 as well: numpy is slow at them.
+    """
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+    from triton.runtime.interpreter import TensorHandle
+
+    cast, dot = Builder.cast_impl, Builder.create_dot
+
+    def rounded_cast(self, src, dst_type):
+        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+            wide = torch.from_numpy(np.ascontiguousarray(src.data))
+            bits = wide.to(torch.bfloat16).view(torch.uint16).numpy()
+            return TensorHandle(bits, tl.bfloat16)
+        return cast(self, src, dst_type)
+
+    def widened_dot(self, a, b, d, *options):
+        a, b = (cast(self, x, tl.float32) for x in (a, b))
+        return dot(self, a, b, d, *options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Builder, "cast_impl", rounded_cast)
+        patch.setattr(Builder, "create_fp_trunc", rounded_cast)
+        patch.setattr(Builder, "create_dot", widened_dot)
+        yield
