@@ -24,9 +24,7 @@ def resource_table() -> list[str]:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ops")]
     import torch
     from aot import resources
-    from nt_xent_aot import OPERANDS, compile_for, kernels_for
-
-    from fastssl.ops.nt_xent.triton_tiles import padded_depth, tiles_for
+    from nt_xent_aot import compile_for, kernels_for, tile_for
 
     lines = [
         "| inputs | D | kernel | sm_90 tile | bounded | safe | KiB | sm_80 tile | bounded | safe "
@@ -39,7 +37,7 @@ def resource_table() -> list[str]:
             for name in dict.fromkeys(sum(names, [])):
                 cells = [str(dtype).removeprefix("torch."), str(depth), name]
                 for arch in (90, 80):
-                    tile = getattr(tiles_for(arch, OPERANDS[dtype][1], padded_depth(depth)), name)
+                    tile = tile_for(name, arch, dtype, depth)
                     # The last product has no exponential: both forms are one kernel.
                     both = (True,) if name == "product" else (True, False)
                     found = [resources(compile_for(name, arch, dtype, depth, b)) for b in both]

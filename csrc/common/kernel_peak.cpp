@@ -11,15 +11,18 @@ int64_t fma_loop(int64_t steps) {
   constexpr int sums = 12;
   Vec<float> sum[sums] = {}, x = broadcast(1e-3f), y = broadcast(1e-3f);
   for (int64_t s = 0; s < steps; ++s) {
-#if defined(__x86_64__) && FASTSSL_VECTOR_BYTES == 64 && defined(__AVX512F__)
-    asm volatile("" : "+v"(x), "+v"(y));  // or the product would leave the loop
-#elif defined(__x86_64__) && FASTSSL_VECTOR_BYTES <= 32
-    asm volatile("" : "+x"(x), "+x"(y));
-#else
-    asm volatile("" : "+m"(x), "+m"(y));
-#endif
 #pragma GCC unroll 12
-    for (int n = 0; n < sums; ++n) sum[n] += x * y;
+    for (int n = 0; n < sums; ++n) {
+      // Without this one product would serve all sums, and additions alone are faster.
+#if defined(__x86_64__) && FASTSSL_VECTOR_BYTES == 64 && defined(__AVX512F__)
+      asm volatile("" : "+v"(x));
+#elif defined(__x86_64__) && FASTSSL_VECTOR_BYTES <= 32
+      asm volatile("" : "+x"(x));
+#else
+      asm volatile("" : "+m"(x));
+#endif
+      sum[n] += x * y;
+    }
   }
   volatile float keep = 0;
   for (int n = 0; n < sums; ++n) keep = keep + sum[n][0];

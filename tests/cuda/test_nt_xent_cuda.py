@@ -246,3 +246,17 @@ def test_memory_grows_with_the_rows():
     _step(views)
     torch.cuda.synchronize()
     assert torch.cuda.max_memory_allocated() - before < 200 * 2**20  # the matrix alone is 2 GB
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_operators_keep_their_contract(dtype):
+    z0, z1 = (z.detach() for z in _views(20, 16, dtype))
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for reduction in range(3):
+        options = (None, 0.5, True, reduction)
+        forward = torch.ops.fastssl.nt_xent_forward
+        torch.library.opcheck(forward, (z0, z1, *options), test_utils=utilities)
+        loss, lse, miss = forward(z0, z1, *options)
+        backward = torch.ops.fastssl.nt_xent_backward
+        inputs = (torch.ones_like(loss), z0, z1, *options, lse, miss)
+        torch.library.opcheck(backward, inputs, test_utils=utilities)

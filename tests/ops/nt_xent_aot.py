@@ -29,12 +29,17 @@ def kernels_for(architecture, dtype, depth) -> list[str]:
     return [name for name in KERNELS if getattr(tiles, name) is not None]
 
 
+def tile_for(name, architecture, dtype, depth):
+    """The launcher's tile."""
+    return getattr(tiles_for(architecture, OPERANDS[dtype][1], padded_depth(depth)), name)
+
+
 def compile_for(name, architecture, dtype, depth, bounded=True):
     """One matrix kernel, compiled as the launcher would launch it."""
     kernel = KERNELS[name]
     operand, parts = OPERANDS[dtype]
+    arguments = tile_for(name, architecture, dtype, depth).arguments()
     depth = padded_depth(depth)
-    arguments = getattr(tiles_for(architecture, parts, depth), name).arguments()
     options = {key: arguments.pop(key) for key in ("num_warps", "num_stages")}
     constants = {
         "LEARNED": not bounded, "BOUNDED": bounded, "PARTS": parts, "DEPTH": depth, **arguments,

@@ -10,8 +10,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
-from aot import MATRIX_INSTRUCTION, SHARED_LIMIT, resources  # noqa: E402
-from nt_xent_aot import compile_for, compile_row_kernels, kernels_for  # noqa: E402
+from aot import MATRIX_INSTRUCTION, REGISTERS, SHARED_LIMIT, resources  # noqa: E402
+from nt_xent_aot import compile_for, compile_row_kernels, kernels_for, tile_for  # noqa: E402
 
 HALF = (torch.bfloat16, torch.float16)
 CASES = [
@@ -38,7 +38,9 @@ def test_compiles_within_the_card(name, architecture, dtype, depth):
         compiled = compile_for(name, architecture, dtype, depth, bounded)
         assert MATRIX_INSTRUCTION[architecture] in compiled.asm["ptx"]
         found = resources(compiled)
-        assert found.shared <= SHARED_LIMIT[architecture]
+        tile = tile_for(name, architecture, dtype, depth)
+        assert tile.resident * found.shared <= SHARED_LIMIT[architecture]
+        assert tile.resident * found.registers_of_program <= REGISTERS
         if dtype in HALF and depth <= 128:
             assert found.stack == 0, f"bounded={bounded}: {found}"
 

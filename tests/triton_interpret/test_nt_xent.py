@@ -22,7 +22,7 @@ def small_tiles(monkeypatch, request):
     if "real_tiles" in request.keywords:
         return
     by_memory = Tiles(
-        Tile(32, 64, 128, 1, 1), weights=Tile(32, 64, 128, 1, 1), product=Tile(64, 256, 32, 1, 1)
+        Tile(32, 64, 128, 1, 1), weights=Tile(64, 64, 128, 1, 1), product=Tile(32, 128, 32, 1, 1)
     )
 
     def small(architecture, parts, depth):

@@ -217,7 +217,8 @@ def _sums(problem: _Problem, packed, scale, row_weight, column_weight, base) -> 
     sums = problem.empty(1, padded, depth)
     across = -(-depth // multiply.columns)
     blocks = padded // multiply.rows
-    step = min(blocks, chunk_blocks(across, problem.processors))
+    whole = max(1, weigh.rows // multiply.rows)  # blocks that a tile of weights covers
+    step = min(blocks, -(-chunk_blocks(across, problem.processors) // whole) * whole)
     weights = problem.empty(parts, step * multiply.rows, padded, dtype=packed.dtype)
     for block in range(0, blocks, step):
         count = min(step, blocks - block)

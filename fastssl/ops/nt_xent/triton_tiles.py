@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tile:
-    """One kernel's tile: rows x columns, `depth` summed at a time; warps and pipeline stages."""
+    """One kernel's tile: rows x columns, `depth` summed at a time; warps and pipeline stages.
+
+    `resident` is how many programs a processor holds at once, by registers and shared memory.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    resident: int = 1
 
     def arguments(self, depth_block: bool = True) -> dict[str, int]:
         """As the kernels take it."""
@@ -43,32 +47,32 @@ class Tiles:
 ROW_UNIT = 256
 
 #: By compute capability, parts (1: bfloat16 or float16 as they are; 2: float32 as two float16) and
-#: padded depth, 512 standing for all beyond 256. Up to 112 registers at 8 warps two programs share
-#: a processor, and one's exponentials overlap the other's products.
+#: padded depth, 512 standing for all beyond 256. Where two programs share a processor, one's
+#: exponentials overlap the other's products.
 _TILES: dict[tuple[int, int, int], Tiles] = {
-    (90, 1, 16): Tiles(Tile(128, 64, 16, 8, 3), Tile(128, 64, 16, 8, 3)),
-    (90, 1, 32): Tiles(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
-    (90, 1, 64): Tiles(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3)),
-    (90, 1, 128): Tiles(Tile(128, 64, 128, 8, 3), Tile(128, 128, 128, 8, 2)),
+    (90, 1, 16): Tiles(Tile(128, 64, 16, 8, 3, 2), Tile(128, 64, 16, 8, 3)),
+    (90, 1, 32): Tiles(Tile(128, 64, 32, 8, 3, 2), Tile(128, 64, 32, 8, 3)),
+    (90, 1, 64): Tiles(Tile(128, 64, 64, 8, 3, 2), Tile(128, 64, 64, 8, 3)),
+    (90, 1, 128): Tiles(Tile(128, 64, 128, 8, 3, 2), Tile(128, 128, 128, 8, 2)),
     (90, 1, 256): Tiles(Tile(128, 64, 256, 8, 2), Tile(128, 64, 256, 8, 2)),
     (90, 1, 512): Tiles(
         Tile(128, 256, 64, 8, 3),
         weights=Tile(128, 128, 64, 8, 3),
         product=Tile(128, 256, 64, 8, 3),
     ),
-    (90, 2, 16): Tiles(Tile(128, 64, 16, 8, 3), Tile(128, 64, 16, 8, 3)),
-    (90, 2, 32): Tiles(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 3)),
-    (90, 2, 64): Tiles(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 3)),
+    (90, 2, 16): Tiles(Tile(128, 64, 16, 8, 3, 2), Tile(128, 64, 16, 8, 3)),
+    (90, 2, 32): Tiles(Tile(128, 64, 32, 8, 3, 2), Tile(128, 64, 32, 8, 3)),
+    (90, 2, 64): Tiles(Tile(128, 64, 64, 8, 3, 2), Tile(128, 64, 64, 8, 3)),
     (90, 2, 128): Tiles(Tile(128, 64, 128, 8, 2), Tile(128, 64, 128, 8, 2)),
     (90, 2, 512): Tiles(
         Tile(128, 128, 64, 8, 2),
         weights=Tile(128, 128, 64, 8, 2),
         product=Tile(128, 128, 64, 8, 2),
     ),
-    (80, 1, 16): Tiles(Tile(128, 64, 16, 8, 3), Tile(128, 64, 16, 8, 2)),
-    (80, 1, 32): Tiles(Tile(128, 64, 32, 8, 3), Tile(128, 64, 32, 8, 2)),
-    (80, 1, 64): Tiles(Tile(128, 64, 64, 8, 3), Tile(128, 64, 64, 8, 2)),
-    (80, 1, 128): Tiles(Tile(128, 64, 128, 8, 3), Tile(64, 64, 128, 4, 2)),
+    (80, 1, 16): Tiles(Tile(128, 64, 16, 8, 3, 2), Tile(128, 64, 16, 8, 2)),
+    (80, 1, 32): Tiles(Tile(128, 64, 32, 8, 3, 2), Tile(128, 64, 32, 8, 2)),
+    (80, 1, 64): Tiles(Tile(128, 64, 64, 8, 3, 2), Tile(128, 64, 64, 8, 2)),
+    (80, 1, 128): Tiles(Tile(128, 64, 128, 8, 3, 2), Tile(64, 64, 128, 4, 2, 2)),
     (80, 1, 256): Tiles(Tile(128, 64, 256, 8, 2), Tile(64, 32, 256, 4, 2)),
     (80, 1, 512): Tiles(
         Tile(128, 128, 64, 8, 3),
@@ -107,11 +111,12 @@ def split_columns(blocks: int, rows: int, tile: Tile, processors: int) -> tuple[
     of columns each.
     """
     across = -(-rows // tile.columns)
-    most = max(1, min(-(-2 * processors // blocks), across // 2))
+    places = processors * tile.resident
+    most = max(1, min(-(-2 * places // blocks), across // 2))
 
     def idle(splits: int) -> float:
         per = -(-across // splits)
-        waves = -(-blocks * splits // processors)
+        waves = -(-blocks * splits // places)
         return waves * (per + 1)  # a program's start costs about a tile
 
     splits = min(range(1, most + 1), key=idle)
