@@ -1,11 +1,15 @@
-// A deterministic parallel walk over all unordered pairs of blocks, for symmetric matrices.
+// How the threads of one parallel region share work: stages of independent tasks, and a
+// deterministic walk over all unordered pairs of blocks, for symmetric matrices.
 //
-// The pair (I, J) updates what belongs to block I and what belongs to block J. The walk is a
-// round-robin tournament: round 0 is every block with itself, and in each later round every block
-// meets one other. A block's rounds run in order and one at a time, so that nothing needs a lock or
-// a private copy and each sum is added up in the same order on every run. There is no barrier
-// between rounds: a thread that is done early takes the next pair whose two blocks have finished
-// their rounds.
+// A region costs tens of microseconds to enter, so that a pass has one. Threads only ever wait for
+// tasks that another thread has begun: any number of them gets through, one included.
+//
+// In the walk, the pair (I, J) updates what belongs to block I and what belongs to block J. The
+// walk is a round-robin tournament: round 0 is every block with itself, and in each later round
+// every block meets one other. A block's rounds run in order and one at a time, so that nothing
+// needs a lock or a private copy and each sum is added up in the same order on every run. There is
+// no barrier between rounds: a thread that is done early takes the next pair whose two blocks have
+// finished their rounds.
 #pragma once
 
 #include <atomic>
@@ -14,6 +18,43 @@
 #include <thread>
 
 namespace fastssl {
+
+// Spins until `reached()` holds, and lets other threads run before long.
+template <class F>
+void wait_until(const F& reached) {
+  for (int spins = 0; !reached(); ++spins) {
+    if (spins > 64) std::this_thread::yield();
+  }
+}
+
+class Stage {
+ public:
+  explicit Stage(int64_t tasks) : tasks_(tasks) {}
+
+  // Call from every thread; runs `task(0)`, `task(1)`, ... in any order, then `last()` once, and
+  // returns when that is done.
+  template <class F, class G>
+  void run(const F& task, const G& last) {
+    for (int64_t i = next_.fetch_add(1); i < tasks_; i = next_.fetch_add(1)) {
+      task(i);
+      if (done_.fetch_add(1) + 1 == tasks_) {
+        last();
+        over_.store(true, std::memory_order_release);
+      }
+    }
+    wait_until([&] { return over_.load(std::memory_order_acquire); });
+  }
+
+  template <class F>
+  void run(const F& task) {
+    run(task, [] {});
+  }
+
+ private:
+  const int64_t tasks_;
+  std::atomic<int64_t> next_{0}, done_{0};
+  std::atomic<bool> over_{false};
+};
 
 class Tournament {
  public:
@@ -24,9 +65,8 @@ class Tournament {
     for (int64_t i = 0; i < players_; ++i) finished_[i].store(0, std::memory_order_relaxed);
   }
 
-  // Call from every thread that shall take part; each call returns when no pair is left to start.
-  // Pairs start in the order of their rounds, so the oldest unfinished one never waits: any number
-  // of threads gets through, one included.
+  // Call from every thread; returns when no pair is left to start. Pairs start in the order of
+  // their rounds, so the oldest unfinished one never waits.
   template <class F>
   void play(const F& pair) {
     const int64_t per_round = players_ / 2;
@@ -60,11 +100,12 @@ class Tournament {
     }
   }
 
+  // Returns when a block has met all others.
+  void finish(int64_t block) const { wait(block, players_); }
+
  private:
   void wait(int64_t block, int64_t rounds) const {
-    for (int spins = 0; finished_[block].load(std::memory_order_acquire) != rounds; ++spins) {
-      if (spins > 64) std::this_thread::yield();
-    }
+    wait_until([&] { return finished_[block].load(std::memory_order_acquire) == rounds; });
   }
 
   const int64_t blocks_;

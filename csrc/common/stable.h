@@ -9,7 +9,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <optional>
 
@@ -43,28 +42,20 @@ inline double value_of(const Tensor& x) {
   return value;
 }
 
-// Runs `body(worker)` for worker = 0, 1, ... on as many of torch's threads as `work` (roughly, the
-// floating-point operations) is worth. Workers share what there is to do among themselves.
-template <class F>
-void run_workers(int64_t workers, const F& body) {
-  if (workers == 1) return body(int64_t{0});
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) body(worker);
-  });
-}
-
+// How many of torch's threads `work` (floating-point operations) in so many tasks is worth.
 inline int64_t worker_count(double work, int64_t tasks) {
   constexpr double kWorthAThread = 1 << 19;
   const int64_t wanted = std::min<int64_t>(tasks, static_cast<int64_t>(work / kWorthAThread) + 1);
   return std::max<int64_t>(1, std::min<int64_t>(wanted, torch::stable::get_num_threads()));
 }
 
-// Runs `body(index, worker)` for each index, in any order.
+// Runs `body(worker)` for worker = 0, 1, ..., in parallel where torch allows it. Workers share what
+// there is to do among themselves (common/pairs.h).
 template <class F>
-void for_each(int64_t count, int64_t workers, const F& body) {
-  std::atomic<int64_t> next{0};
-  run_workers(workers, [&](int64_t worker) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) body(i, worker);
+void run_workers(int64_t workers, const F& body) {
+  if (workers == 1) return body(int64_t{0});
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) body(worker);
   });
 }
 

@@ -7,59 +7,44 @@ namespace fastssl {
 namespace nt_xent {
 namespace {
 
-// G for the tile whose similarities (before scaling) are in `tile`.
-template <bool bounded, typename T>
-inline void weigh(Tile<T>& tile, const Pass<T>& pass, int64_t i, int64_t j) {
-  constexpr int rows = kGroup / kNv;
-#pragma GCC unroll 8
-  for (int g = 0; g < kGroups; ++g) {
-    Vec<T>(&x)[kGroup] = tile.group[g];
-    if (bounded) {
-#pragma GCC unroll 8
-      for (int n = 0; n < kGroup; ++n) x[n] = x[n] * pass.scale - pass.bound;
-      exp2_in_range<T>(x);
-#pragma GCC unroll 8
-      for (int n = 0; n < kGroup; ++n) {
-        x[n] *= load<T>(pass.row_factor + j + n % kNv * kLanes<T>) +
-                pass.row_factor[i + g * rows + n / kNv];
-      }
-    } else {
-      Vec<T> by_row[kGroup], by_column[kGroup];
-      for (int n = 0; n < kGroup; ++n) {
-        x[n] *= pass.scale;
-        by_row[n] = x[n] - pass.lse[i + g * rows + n / kNv];
-        by_column[n] = x[n] - load<T>(pass.lse + j + n % kNv * kLanes<T>);
-      }
-      exp2_or_zero<T>(by_row);
-      exp2_or_zero<T>(by_column);
-      for (int n = 0; n < kGroup; ++n) {
-        x[n] = by_row[n] * pass.weight[i + g * rows + n / kNv] +
-               by_column[n] * load<T>(pass.weight + j + n % kNv * kLanes<T>);
-      }
-    }
-  }
-}
-
+// G for the pairs of two blocks, kPitch from row to row; on the diagonal, the whole square.
 template <bool bounded, typename T>
 void fill_g(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* g) {
+  constexpr int count = kGroupRows * kNv;
   const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
-  const T* slab = slab_of(pass, pass.slabs, block_i);
   for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
-    const T* panel = panel_of(pass, first_j + j);
-    for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
-      if (below_diagonal<T>(first_i + i, first_j + j)) break;
-      Tile<T> tile;
-      similarities(tile, pass, slab + i * kNr<T>, panel);
-      weigh<bounded>(tile, pass, first_i + i, first_j + j);
-      if (has_exceptions(pass, first_i + i, first_j + j)) {
-        replace_exceptions(tile, pass, first_i + i, first_j + j, T(0));
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kMr; ++r) {
-#pragma GCC unroll 2
-        for (int c = 0; c < kNv; ++c) {
-          store<T>(g + (i + r) * kPitch + j + c * kLanes<T>, tile.v[r][c]);
+    const int64_t rows = exponents<bounded>(pass, block_i, first_j + j, g + j, kPitch);
+    // By row and by column: the weight that comes with P_ij, and where unbounded, lse.
+    const T* row_weight = (bounded ? pass.row_factor : pass.weight) + first_i;
+    const T* weight = (bounded ? pass.row_factor : pass.weight) + first_j + j;
+    const T* lse = pass.lse + first_j + j;
+    Vec<T> column_weight[kNv], column_lse[kNv];
+    for (int c = 0; c < kNv; ++c) {
+      column_weight[c] = load<T>(weight + c * kLanes<T>);
+      column_lse[c] = load<T>(lse + c * kLanes<T>);
+    }
+    for (int64_t i = 0; i < rows; i += kGroupRows) {
+      Group<T> x;
+      load_group(x, g + i * kPitch + j, kPitch);
+      if (bounded) {
+        exp2_in_range<T>(x);
+#pragma GCC unroll 8
+        for (int n = 0; n < count; ++n) x[n] *= column_weight[n % kNv] + row_weight[i + n / kNv];
+      } else {
+        Group<T> by_row, by_column;
+        for (int n = 0; n < count; ++n) {
+          by_row[n] = x[n] - pass.lse[first_i + i + n / kNv];
+          by_column[n] = x[n] - column_lse[n % kNv];
         }
+        exp2_or_zero<T>(by_row);
+        exp2_or_zero<T>(by_column);
+        for (int n = 0; n < count; ++n) {
+          x[n] = by_row[n] * row_weight[i + n / kNv] + by_column[n] * column_weight[n % kNv];
+        }
+      }
+#pragma GCC unroll 8
+      for (int n = 0; n < count; ++n) {
+        store<T>(g + (i + n / kNv) * kPitch + j + n % kNv * kLanes<T>, x[n]);
       }
     }
   }

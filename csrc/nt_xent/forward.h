@@ -7,11 +7,6 @@ namespace fastssl {
 namespace nt_xent {
 namespace {
 
-// What stands for a similarity that does not count: far below any real one, yet finite, so that
-// differences of two of them stay numbers.
-template <typename T>
-constexpr T kNever = T(-1e30);
-
 // Adds `sum` exponentials relative to `peak` to a row's running total.
 template <typename T>
 inline void merge(const Pass<T>& pass, int64_t row, double peak, double sum) {
@@ -36,32 +31,23 @@ template <typename T>
 void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
   const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
   T* row_sums = scratch;  // [block] vectors
+  T* strip = scratch + pass.block * kLanes<T>;
   for (int64_t x = 0; x < pass.block * kLanes<T>; ++x) row_sums[x] = 0;
-  const T* slab = slab_of(pass, pass.slabs, block_i);
   for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
-    const T* panel = panel_of(pass, first_j + j);
+    const int64_t rows = exponents<true>(pass, block_i, first_j + j, strip, kNr<T>);
     Vec<T> column_sum[kNv] = {};
-    for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
-      if (below_diagonal<T>(first_i + i, first_j + j)) break;
-      Tile<T> tile;
-      similarities(tile, pass, slab + i * kNr<T>, panel);
+    for (int64_t i = 0; i < rows; i += kGroupRows) {
+      Group<T> x;
+      load_group(x, strip + i * kNr<T>, kNr<T>);
+      exp2_in_range<T>(x);
 #pragma GCC unroll 8
-      for (int g = 0; g < kGroups; ++g) {
-#pragma GCC unroll 8
-        for (Vec<T>& x : tile.group[g]) x = x * pass.scale - pass.bound;
-        exp2_in_range<T>(tile.group[g]);
-      }
-      if (has_exceptions(pass, first_i + i, first_j + j)) {
-        replace_exceptions(tile, pass, first_i + i, first_j + j, T(0));
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kMr; ++r) {
+      for (int r = 0; r < kGroupRows; ++r) {
         T* to = row_sums + (i + r) * kLanes<T>;
         Vec<T> row = load<T>(to);
 #pragma GCC unroll 2
         for (int c = 0; c < kNv; ++c) {
-          row += tile.v[r][c];
-          column_sum[c] += tile.v[r][c];
+          row += x[r * kNv + c];
+          column_sum[c] += x[r * kNv + c];
         }
         store<T>(to, row);
       }
@@ -98,40 +84,34 @@ template <typename T>
 void forward_streaming(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
   const int64_t first_i = block_i * pass.block, first_j = block_j * pass.block;
   T* row_peaks = scratch;
-  T* row_sums = scratch + pass.block * kLanes<T>;
+  T* row_sums = row_peaks + pass.block * kLanes<T>;
+  T* strip = row_sums + pass.block * kLanes<T>;
   for (int64_t x = 0; x < pass.block * kLanes<T>; ++x) {
-    row_peaks[x] = kNever<T>;
+    row_peaks[x] = kNever<false, T>;
     row_sums[x] = 0;
   }
-  const T* slab = slab_of(pass, pass.slabs, block_i);
   for (int64_t j = 0; j < pass.block && first_j + j < pass.rows; j += kNr<T>) {
-    const T* panel = panel_of(pass, first_j + j);
+    const int64_t rows = exponents<false>(pass, block_i, first_j + j, strip, kNr<T>);
     Vec<T> column_peak[kNv], column_sum[kNv];
     for (int c = 0; c < kNv; ++c) {
-      column_peak[c] = broadcast<T>(kNever<T>);
+      column_peak[c] = broadcast<T>(kNever<false, T>);
       column_sum[c] = Vec<T>{};
     }
-    for (int64_t i = 0; i < pass.block && first_i + i < pass.rows; i += kMr) {
-      if (below_diagonal<T>(first_i + i, first_j + j)) break;
-      Tile<T> tile;
-      similarities(tile, pass, slab + i * kNr<T>, panel);
+    for (int64_t i = 0; i < rows; i += kMr) {
+      const T* tile = strip + i * kNr<T>;
       for (int r = 0; r < kMr; ++r) {
-        for (int c = 0; c < kNv; ++c) tile.v[r][c] *= pass.scale;
-      }
-      if (has_exceptions(pass, first_i + i, first_j + j)) {
-        replace_exceptions(tile, pass, first_i + i, first_j + j, kNever<T>);
-      }
-      for (int r = 0; r < kMr; ++r) {
+        Vec<T> row[kNv];
+        for (int c = 0; c < kNv; ++c) row[c] = load<T>(tile + r * kNr<T> + c * kLanes<T>);
         T* peak_at = row_peaks + (i + r) * kLanes<T>;
         T* sum_at = row_sums + (i + r) * kLanes<T>;
         Vec<T> peak = load<T>(peak_at), sum = load<T>(sum_at);
-        stream<kNv, T>(peak, sum, tile.v[r]);
+        stream<kNv, T>(peak, sum, row);
         store<T>(peak_at, peak);
         store<T>(sum_at, sum);
       }
       for (int c = 0; c < kNv; ++c) {
         Vec<T> column[kMr];
-        for (int r = 0; r < kMr; ++r) column[r] = tile.v[r][c];
+        for (int r = 0; r < kMr; ++r) column[r] = load<T>(tile + r * kNr<T> + c * kLanes<T>);
         stream<kMr, T>(column_peak[c], column_sum[c], column);
       }
     }

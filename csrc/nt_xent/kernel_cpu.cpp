@@ -62,7 +62,7 @@ void pack(const Pass<T>& pass, int64_t block, T* scratch) {
 
 template <typename T>
 int64_t scratch_size(const Pass<T>& pass) {
-  const int64_t forward = 2 * pass.block * kLanes<T>, backward = pass.block * kPitch;
+  const int64_t forward = pass.block * (2 * kLanes<T> + kNr<T>), backward = pass.block * kPitch;
   const int64_t most = forward > backward ? forward : backward;
   return most > pass.padded_depth ? most : pass.padded_depth;
 }

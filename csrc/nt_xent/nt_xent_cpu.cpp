@@ -1,6 +1,5 @@
 // The CPU operators: allocate, choose block sizes, run the kernels over blocks and pairs of blocks.
 #include <cmath>
-#include <limits>
 #include <tuple>
 
 #include "common/cpu.h"
@@ -53,7 +52,7 @@ int64_t common_multiple(int64_t a, int64_t b) {
   return multiple;
 }
 
-// Everything a pass needs in one allocation, and the packing that both passes begin with.
+// What a pass works on, in one allocation, and the packing that both passes begin with.
 template <typename T>
 struct Workspace {
   Workspace(const Tensor& z0, const Tensor& z1, double temperature, bool normalize, bool backward)
@@ -72,39 +71,49 @@ struct Workspace {
       pass.z[v] = {inputs[v]->const_data_ptr(), dtype_of(*inputs[v]), inputs[v]->stride(0),
                    inputs[v]->stride(1)};
     }
-    const double area = double(pass.rows) * double(pass.depth);
-    row_workers = worker_count(8 * area, pass.blocks);
-    pair_workers = worker_count(double(pass.rows) * area, (pass.blocks + 1) / 2);
-    padded_rows = pass.block * pass.blocks;
-    scratch_size = (k.scratch_size(pass) + 15) / 16 * 16;
+    workers = worker_count(double(pass.rows) * double(pass.rows) * double(pass.depth),
+                           (pass.blocks + 1) / 2);
 
-    const int64_t matrix = padded_rows * pass.padded_depth;
-    const int64_t workers = std::max(row_workers, pair_workers);
-    const int64_t vectors = backward ? 5 * padded_rows : padded_rows;
-    const int64_t doubles = backward ? padded_rows : 2 * padded_rows;
-    const int64_t elements = padded_rows * pass.depth + (backward ? 2 : 1) * matrix +
-                             workers * scratch_size + vectors + pass.blocks;
+    const int64_t rows = pass.block * pass.blocks, matrix = rows * pass.padded_depth;
+    scratch_size = (k.scratch_size(pass) + 15) / 16 * 16;
+    const int64_t doubles = (backward ? 1 : 2) * rows;
+    const int64_t elements = rows * pass.depth + (backward ? 2 : 1) * matrix +
+                             workers * scratch_size + (backward ? 5 : 1) * rows + pass.blocks;
     memory =
         torch::stable::empty({doubles * int64_t(sizeof(double)) + elements * int64_t(sizeof(T))},
                              ScalarType::Byte, torch::headeronly::Layout::Strided,
                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
     double* d = reinterpret_cast<double*>(memory->mutable_data_ptr());
     pass.sum = pass.grad_dot = d;
-    pass.peak = d + padded_rows;
-    next = reinterpret_cast<T*>(d + doubles);
-    pass.panels = take(padded_rows * pass.depth);
+    pass.peak = d + rows;
+    T* next = reinterpret_cast<T*>(d + doubles);
+    const auto take = [&next](int64_t count) {
+      T* taken = next;
+      next += count;
+      return taken;
+    };
+    pass.panels = take(rows * pass.depth);
     pass.slabs = take(matrix);
     if (backward) pass.grad = take(matrix);
     scratch = take(workers * scratch_size);
-    pass.inverse_norm = take(padded_rows);
+    pass.inverse_norm = take(rows);
+    if (backward) {
+      pass.lse = lse = take(rows);
+      pass.weight = weight = take(rows);
+      pass.row_factor = row_factor = take(rows);
+      pass.pull = pull = take(rows);
+    }
+    pass.block_bound = take(pass.blocks);
+  }
 
-    T* block_bound = nullptr;
-    pass.block_bound = block_bound = next + (backward ? 4 * padded_rows : 0);
-    for_each(pass.blocks, row_workers,
-             [&](int64_t block, int64_t worker) { k.pack(pass, block, scratch_of(worker)); });
+  T* scratch_of(int64_t worker) const { return scratch + worker * scratch_size; }
+
+  // After packing: whether all similarities are in a range where one exponential serves two rows.
+  void choose_bound() {
     T largest = 0;
     for (int64_t b = 0; b < pass.blocks; ++b) {
-      if (!(block_bound[b] <= largest) && largest == largest) largest = block_bound[b];
+      const T bound = pass.block_bound[b];
+      if (!(bound <= largest) && largest == largest) largest = bound;  // NaN gets in and stays
     }
     // The slack covers the rounding of norms and of dot products.
     const double bound = std::abs(double(pass.scale)) * double(largest) * (1 + 1e-5);
@@ -112,27 +121,18 @@ struct Workspace {
     pass.bound = pass.bounded ? T(bound) : T(0);
   }
 
-  T* take(int64_t count) {
-    T* taken = next;
-    next += count;
-    return taken;
-  }
-  T* scratch_of(int64_t worker) const { return scratch + worker * scratch_size; }
-
+  // The rows of a block that are rows of z: the others are padding.
   template <class F>
-  void for_each_pair(const F& kernel) {
-    Tournament tournament(pass.blocks);
-    run_workers(pair_workers, [&](int64_t worker) {
-      tournament.play([&](int64_t i, int64_t j) { kernel(pass, i, j, scratch_of(worker)); });
-    });
+  void for_rows(int64_t block, const F& body) const {
+    const int64_t first = block * pass.block;
+    for (int64_t i = first; i < first + pass.block; ++i) body(i, i < pass.rows);
   }
 
   const Kernels<T>& k;
   Pass<T> pass{};
-  int64_t row_workers, pair_workers, padded_rows, scratch_size;
+  int64_t workers, scratch_size;
   std::optional<Tensor> memory;
-  T* scratch;
-  T* next;
+  T *scratch, *lse, *weight, *row_factor, *pull;
 };
 
 template <typename T>
@@ -141,12 +141,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
   Workspace<T> work(z0, z1, temperature, normalize, false);
   Pass<T>& pass = work.pass;
-  for (int64_t i = 0; i < work.padded_rows; ++i) {
-    pass.peak[i] = pass.bounded ? double(pass.bound) : -1e30;
-    pass.sum[i] = 0;
-  }
-  work.for_each_pair(work.k.forward);
-
   Tensor lse = torch::stable::new_empty(z0, {pass.rows}, ScalarType::Double);
   Tensor miss = torch::stable::new_empty(z0, {pass.rows}, kType);
   Tensor loss = reduction == kNone ? torch::stable::new_empty(z0, {pass.rows}, kType)
@@ -154,22 +148,41 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   double* lse_out = static_cast<double*>(lse.mutable_data_ptr());
   T* miss_out = static_cast<T*>(miss.mutable_data_ptr());
   T* loss_out = static_cast<T*>(loss.mutable_data_ptr());
+
   // lse = t_ip + softplus(x) and 1 - P_ip = sigmoid(x) with x = log(sum over negatives) - t_ip: no
   // digit is lost where the positive dominates.
-  for_each(pass.blocks, work.row_workers, [&](int64_t block, int64_t worker) {
-    T* positive = work.scratch_of(worker);
+  const auto finish = [&](int64_t block, T* positive) {
     work.k.positives(pass, block, positive);
-    const int64_t first = block * pass.block;
-    for (int64_t i = 0; i < pass.block && first + i < pass.rows; ++i) {
-      const double t = double(positive[i]), peak = pass.peak[first + i], sum = pass.sum[first + i];
-      const double x = (peak + std::log2(sum) - t) * kLn2 + (t - t);
+    work.for_rows(block, [&](int64_t i, bool real) {
+      if (!real) return;
+      const double t = double(positive[i - block * pass.block]);
+      const double x = (pass.peak[i] + std::log2(pass.sum[i]) - t) * kLn2 + (t - t);
       const double e = std::exp(-std::abs(x));
       const double row_loss = std::max(x, 0.0) + std::log1p(e);
-      lse_out[first + i] = t + row_loss * kLog2E;
-      miss_out[first + i] = T((x > 0 ? 1 : e) / (1 + e));
-      pass.sum[first + i] = row_loss;
-      if (reduction == kNone) loss_out[first + i] = T(row_loss);
-    }
+      lse_out[i] = t + row_loss * kLog2E;
+      miss_out[i] = T((x > 0 ? 1 : e) / (1 + e));
+      pass.sum[i] = row_loss;
+      if (reduction == kNone) loss_out[i] = T(row_loss);
+    });
+  };
+
+  Stage pack(pass.blocks), reset(pass.blocks), last(pass.blocks);
+  Tournament tournament(pass.blocks);
+  run_workers(work.workers, [&](int64_t worker) {
+    T* scratch = work.scratch_of(worker);
+    pack.run([&](int64_t block) { work.k.pack(pass, block, scratch); },
+             [&] { work.choose_bound(); });
+    reset.run([&](int64_t block) {
+      work.for_rows(block, [&](int64_t i, bool) {
+        pass.peak[i] = pass.bounded ? double(pass.bound) : -1e30;
+        pass.sum[i] = 0;
+      });
+    });
+    tournament.play([&](int64_t i, int64_t j) { work.k.forward(pass, i, j, scratch); });
+    last.run([&](int64_t block) {
+      tournament.finish(block);
+      finish(block, scratch);
+    });
   });
   if (reduction != kNone) {
     double total = 0;
@@ -179,12 +192,22 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   return {loss, lse, miss};
 }
 
+// The largest magnitude; NaN where there is one, 1 where all are 0.
+template <typename T>
+double largest_magnitude(const T* x, int64_t count, int64_t step) {
+  double largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double magnitude = std::abs(double(x[i * step]));
+    if (!(magnitude <= largest) && largest == largest) largest = magnitude;
+  }
+  return largest == 0 ? 1 : largest;
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0, const Tensor& z1,
                                             double temperature, bool normalize, int64_t reduction,
                                             const Tensor& lse, const Tensor& miss) {
   constexpr ScalarType kType = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  const int64_t grad_step = grad.dim() == 0 ? 0 : grad.stride(0);
   Workspace<T> work(z0, z1, temperature, normalize, true);
   Pass<T>& pass = work.pass;
   STD_TORCH_CHECK(grad.scalar_type() == kType && lse.scalar_type() == ScalarType::Double &&
@@ -196,43 +219,40 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   const T* g = static_cast<const T*>(grad.const_data_ptr());
   const double* lse_in = static_cast<const double*>(lse.const_data_ptr());
   const T* miss_in = static_cast<const T*>(miss.const_data_ptr());
-  double largest = 0;
-  for (int64_t i = 0; i < (grad_step == 0 ? 1 : pass.rows); ++i) {
-    const double magnitude = std::abs(double(g[i * grad_step]));
-    if (!(magnitude <= largest) && largest == largest) largest = magnitude;
-  }
-  const double unit = largest == 0 ? 1 : largest;
-  T* lse_row = work.take(work.padded_rows);
-  T* weight = work.take(work.padded_rows);
-  T* factor = work.take(work.padded_rows);
-  T* pull = work.take(work.padded_rows);
-  for (int64_t i = 0; i < work.padded_rows; ++i) {
-    const bool real = i < pass.rows;
-    const double w = real ? double(g[i * grad_step]) / unit : 0;
-    // Rounding lse shifts all exponents of a row: the weight takes the shift back.
-    lse_row[i] = real ? T(lse_in[i]) : T(0);
-    weight[i] = real ? T(w * std::exp2(double(lse_row[i]) - lse_in[i])) : T(0);
-    factor[i] = real && pass.bounded ? T(w * std::exp2(double(pass.bound) - lse_in[i])) : T(0);
-    pull[i] = real ? T(w * double(miss_in[i])) : T(0);
-  }
-  pass.lse = lse_row;
-  pass.weight = weight;
-  pass.row_factor = factor;
-  pass.pull = pull;
+  const int64_t step = grad.dim() == 0 ? 0 : grad.stride(0);
+  const double unit = largest_magnitude(g, step == 0 ? 1 : pass.rows, step);
   pass.grad_scale = unit / temperature / (reduction == kMean ? double(pass.rows) : 1.0);
-
-  const int64_t block_size = pass.block * pass.padded_depth;
-  for_each(pass.blocks, work.row_workers, [&](int64_t block, int64_t) {
-    std::fill_n(pass.grad + block * block_size, block_size, T(0));
-  });
-  work.for_each_pair(work.k.backward);
-
   Tensor grad_z0 = torch::stable::new_empty(z0, {pass.half, pass.depth});
   Tensor grad_z1 = torch::stable::new_empty(z1, {pass.half, pass.depth});
   pass.out[0] = {grad_z0.mutable_data_ptr(), dtype_of(z0)};
   pass.out[1] = {grad_z1.mutable_data_ptr(), dtype_of(z1)};
-  for_each(pass.blocks, work.row_workers, [&](int64_t block, int64_t worker) {
-    work.k.gradient(pass, block, work.scratch_of(worker));
+
+  const int64_t block_size = pass.block * pass.padded_depth;
+  const auto weigh = [&](int64_t block) {
+    std::fill_n(pass.grad + block * block_size, block_size, T(0));
+    work.for_rows(block, [&](int64_t i, bool real) {
+      const double w = real ? double(g[i * step]) / unit : 0;
+      // Rounding lse shifts all exponents of a row: the weight takes the shift back.
+      work.lse[i] = real ? T(lse_in[i]) : T(0);
+      work.weight[i] = real ? T(w * std::exp2(double(work.lse[i]) - lse_in[i])) : T(0);
+      work.row_factor[i] =
+          real && pass.bounded ? T(w * std::exp2(double(pass.bound) - lse_in[i])) : T(0);
+      work.pull[i] = real ? T(w * double(miss_in[i])) : T(0);
+    });
+  };
+
+  Stage pack(pass.blocks), weights(pass.blocks), last(pass.blocks);
+  Tournament tournament(pass.blocks);
+  run_workers(work.workers, [&](int64_t worker) {
+    T* scratch = work.scratch_of(worker);
+    pack.run([&](int64_t block) { work.k.pack(pass, block, scratch); },
+             [&] { work.choose_bound(); });
+    weights.run(weigh);
+    tournament.play([&](int64_t i, int64_t j) { work.k.backward(pass, i, j, scratch); });
+    last.run([&](int64_t block) {
+      tournament.finish(block);
+      work.k.gradient(pass, block, scratch);
+    });
   });
   // d loss / d temperature = -1 / (2 temperature) sum_i <z_i, dL/dz_i>: S is homogeneous in z.
   double along = 0;

@@ -19,15 +19,9 @@ constexpr int kNr = kNv * kLanes<T>;
 // column does not fall on the same few cache sets. It is also the most rows a block may have.
 constexpr int64_t kPitch = 144;
 
-// The vectors of a tile by row and column, or in groups (of two rows) that go through the
-// exponential together.
-constexpr int kGroup = 4;
-constexpr int kGroups = kMr * kNv / kGroup;
-
 template <typename T>
-union Tile {
+struct Tile {
   Vec<T> v[kMr][kNv];
-  Vec<T> group[kGroups][kGroup];
 };
 
 template <typename T>
@@ -86,23 +80,16 @@ inline bool has_exceptions(const Pass<T>& pass, int64_t i, int64_t j) {
          j + kNr<T> > pass.rows;
 }
 
-// Overwrites what does not count with `value`.
 template <typename T>
-inline void replace_exceptions(Tile<T>& tile, const Pass<T>& pass, int64_t i, int64_t j, T value) {
-  T cells[kMr * kNr<T>];
-  for (int r = 0; r < kMr; ++r) {
-    for (int c = 0; c < kNv; ++c) store<T>(cells + r * kNr<T> + c * kLanes<T>, tile.v[r][c]);
-  }
+inline void replace_exceptions(const Pass<T>& pass, int64_t i, int64_t j, T value, T* out,
+                               int64_t pitch) {
   for (int r = 0; r < kMr; ++r) {
     for (int c = 0; c < kNr<T>; ++c) {
       const int64_t apart = j + c - (i + r);
       if (apart <= 0 || apart == pass.half || i + r >= pass.rows || j + c >= pass.rows) {
-        cells[r * kNr<T> + c] = value;
+        out[r * pitch + c] = value;
       }
     }
-  }
-  for (int r = 0; r < kMr; ++r) {
-    for (int c = 0; c < kNv; ++c) tile.v[r][c] = load<T>(cells + r * kNr<T> + c * kLanes<T>);
   }
 }
 
@@ -114,6 +101,57 @@ inline const T* slab_of(const Pass<T>& pass, const T* slabs, int64_t block) {
 template <typename T>
 inline const T* panel_of(const Pass<T>& pass, int64_t row) {
   return pass.panels + row * pass.depth;
+}
+
+// What stands for a similarity that does not count: its exponential is zero. Where the
+// similarities' range is not known it is far below any, yet finite, so that differences of two stay
+// numbers.
+template <bool bounded, typename T>
+constexpr T kNever = bounded ? Exp2Table<T>::kLowest : T(-1e30);
+
+// The exponents of a block of rows with the kNr rows from first_j on: t_ij - bound where bounded,
+// t_ij otherwise, row by row, `pitch` apart. Returns how many rows there are, a multiple of kMr:
+// none of those that lie wholly below the diagonal.
+//
+// They go through memory once, in cache. Exponentials taken where a tile ends, in registers, cost
+// twice as much: the tail of one chain of operations after another has nothing to overlap with.
+template <bool bounded, typename T>
+inline int64_t exponents(const Pass<T>& pass, int64_t block_i, int64_t first_j, T* out,
+                         int64_t pitch) {
+  const int64_t first_i = block_i * pass.block;
+  const T* slab = slab_of(pass, pass.slabs, block_i);
+  const T* panel = panel_of(pass, first_j);
+  int64_t i = 0;
+  for (; i < pass.block && first_i + i < pass.rows; i += kMr) {
+    if (below_diagonal<T>(first_i + i, first_j)) break;
+    Tile<T> tile;
+    similarities(tile, pass, slab + i * kNr<T>, panel);
+    T* to = out + i * pitch;
+#pragma GCC unroll 16
+    for (int r = 0; r < kMr; ++r) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kNv; ++c) {
+        store<T>(to + r * pitch + c * kLanes<T>, tile.v[r][c] * pass.scale - pass.bound);
+      }
+    }
+    if (has_exceptions(pass, first_i + i, first_j)) {
+      replace_exceptions(pass, first_i + i, first_j, kNever<bounded, T>, to, pitch);
+    }
+  }
+  return i;
+}
+
+// Two rows of a strip, which go through the exponential together.
+constexpr int kGroupRows = 2;
+template <typename T>
+using Group = Vec<T>[kGroupRows * kNv];
+
+template <typename T>
+inline void load_group(Group<T>& x, const T* from, int64_t pitch) {
+#pragma GCC unroll 8
+  for (int n = 0; n < kGroupRows * kNv; ++n) {
+    x[n] = load<T>(from + n / kNv * pitch + n % kNv * kLanes<T>);
+  }
 }
 
 }  // namespace
