@@ -58,12 +58,12 @@ def merge(path: Path, rows: list[dict]) -> list[dict]:
     return rows
 
 
-def cell(row: dict | None, bold: bool = False) -> str:
-    if row is None:
+def milliseconds(value) -> str:
+    """Three digits, or "-" where there is no value."""
+    if value in (None, ""):
         return "-"
-    ms = float(row["ms"])
-    text = f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
-    return f"**{text}**" if bold else text
+    ms = float(value)
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
 def table(rows: list[dict], op: str, dtype: str = "float32") -> str:
@@ -83,15 +83,14 @@ def table(rows: list[dict], op: str, dtype: str = "float32") -> str:
         others = [by_impl[p] for p in peers if p in by_impl]
         best = min(others, key=lambda r: float(r["ms"])) if others else None
         ratio = f"{float(best['ms']) / float(ours['ms']):.1f}x" if best else "-"
-        floor = f"{float(ours['floor_ms']):,.3g}" if ours["floor_ms"] else "-"
         memory = [
             f"{float(r['peak_mib']):,.0f} MiB" if r and r["peak_mib"] not in (None, "") else "-"
             for r in (best, ours)
         ]
         lines.append(
             f"| {case} | "
-            + " | ".join(cell(by_impl.get(p)) for p in peers)
-            + f" | {cell(ours, bold=True)} | {ratio} | {floor} | {memory[0]} | {memory[1]} |"
+            + " | ".join(milliseconds(by_impl[p]["ms"] if p in by_impl else None) for p in peers)
+            + f" | **{milliseconds(ours['ms'])}** | {ratio} | {milliseconds(ours['floor_ms'])} | {memory[0]} | {memory[1]} |"
         )
     return "\n".join(lines)
 
