@@ -87,11 +87,9 @@ def table(rows: list[dict], op: str, dtype: str = "float32") -> str:
             f"{float(r['peak_mib']):,.0f} MiB" if r and r["peak_mib"] not in (None, "") else "-"
             for r in (best, ours)
         ]
-        lines.append(
-            f"| {case} | "
-            + " | ".join(milliseconds(by_impl[p]["ms"] if p in by_impl else None) for p in peers)
-            + f" | **{milliseconds(ours['ms'])}** | {ratio} | {milliseconds(ours['floor_ms'])} | {memory[0]} | {memory[1]} |"
-        )
+        cells = [milliseconds(by_impl[p]["ms"] if p in by_impl else None) for p in peers]
+        cells += [f"**{milliseconds(ours['ms'])}**", ratio, milliseconds(ours["floor_ms"]), *memory]
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
