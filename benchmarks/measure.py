@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from fastssl._library import _C
+
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -51,6 +53,7 @@ def run(benchmark, call: Callable[[], object], seconds: float = 3.0, **extra_inf
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
-    benchmark.extra_info.update(extra_info, threads=torch.get_num_threads())
+    capability = _C.cpu_capability() if _C else "none"
+    benchmark.extra_info.update(extra_info, threads=torch.get_num_threads(), capability=capability)
     rounds = 1 if once > 4 * seconds else max(3, min(200, int(seconds / once)))
     benchmark.pedantic(call, rounds=rounds, iterations=1, warmup_rounds=0)

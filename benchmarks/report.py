@@ -27,14 +27,18 @@ COLUMNS = [
     "peak_mib",
     "parity",
     "threads",
+    "capability",
 ]
+CAPABILITIES = ("none", "base", "avx2", "wide", "avx512")
 PEERS = ("textbook", "lightly", "eager", "compiled")
 
 
-def machine_name(info: dict) -> str:
-    """A file name for the processor: letters, digits and dashes."""
-    brand = info["cpu"].get("brand_raw") or info["machine"]
-    return re.sub(r"[^a-z0-9]+", "-", brand.lower()).strip("-")
+def machine_name(content: dict) -> str:
+    """A file name for the processor, its best instruction set and the threads used."""
+    info, extra = content["machine_info"], [b["extra_info"] for b in content["benchmarks"]]
+    capability = max((e["capability"] for e in extra), key=CAPABILITIES.index)
+    words = [info["cpu"].get("brand_raw") or info["machine"], capability, str(extra[0]["threads"])]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
 def rows_of(content: dict) -> list[dict]:
@@ -133,7 +137,7 @@ def main() -> None:
     parser.add_argument("json", type=Path)
     args = parser.parse_args()
     content = json.loads(args.json.read_text())
-    machine = machine_name(content["machine_info"])
+    machine = machine_name(content)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{machine}.csv"
     rows = merge(path, rows_of(content))

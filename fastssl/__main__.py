@@ -65,7 +65,9 @@ def _topics() -> Iterator[tuple[str, list[tuple[str, object]]]]:
 
     for name in _dispatch.operators():
         found = _dispatch.availability(name)
-        lines = [(f"auto, {device}", found.auto(device)) for device in ("cpu", "cuda")]
+        lines = [
+            (f"auto, {device}", found.auto(device)) for device in ("cpu", "cuda")[: 1 + bool(gpus)]
+        ]
         lines += [(impl, reason or "runs") for impl, reason in sorted(found.reasons.items())]
         yield f"operator {name}", lines
 

@@ -2,24 +2,29 @@
 
 from torch import Tensor, nn
 
-from fastssl.ops.nt_xent import nt_xent
+from fastssl.ops.nt_xent import checked_temperature, nt_xent
 
 
 class NTXentLoss(nn.Module):
     """NT-Xent between two views of a batch, SimCLR's loss; see `fastssl.nt_xent`.
 
     Args:
-        temperature: a number with |temperature| >= 1e-8, or a 0-d tensor or parameter.
+        temperature: a number with |temperature| >= 1e-8, a 0-d parameter to be learned, or a 0-d
+            tensor, which becomes a buffer. The value of a tensor is checked at each call.
 
     Raises:
+        TypeError: the temperature is neither a number nor a tensor.
         ValueError: the temperature is too small.
     """
 
     def __init__(self, temperature: float | Tensor = 0.5):
         super().__init__()
-        if not isinstance(temperature, Tensor) and not abs(temperature) >= 1e-8:
-            raise ValueError(f"temperature: got {temperature}, |temperature| must be at least 1e-8")
-        self.temperature = temperature
+        if isinstance(temperature, nn.Parameter):
+            self.temperature = temperature
+        elif isinstance(temperature, Tensor):
+            self.register_buffer("temperature", temperature)
+        else:
+            self.temperature = checked_temperature(temperature)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The mean loss of the projections of both views, each [N, D]; a 0-d tensor."""
@@ -27,4 +32,5 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments, as `repr` shows them."""
-        return f"temperature={float(self.temperature)}"
+        tensor = isinstance(self.temperature, Tensor)
+        return f"temperature={self.temperature.detach() if tensor else self.temperature}"

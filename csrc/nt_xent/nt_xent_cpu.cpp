@@ -1,5 +1,6 @@
 // The CPU operators: allocate, choose block sizes, run the kernels over blocks and pairs of blocks.
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "common/cpu.h"
@@ -149,17 +150,18 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
   T* miss_out = static_cast<T*>(miss.mutable_data_ptr());
   T* loss_out = static_cast<T*>(loss.mutable_data_ptr());
 
-  // lse = t_ip + softplus(x) and 1 - P_ip = sigmoid(x) with x = log(sum over negatives) - t_ip: no
-  // digit is lost where the positive dominates.
+  // loss = softplus(x) and 1 - P_ip = sigmoid(x) with x = log(sum over negatives) - t_ip: no digit
+  // is lost where the positive dominates. lse does not go by way of the loss, whose units round it.
   const auto finish = [&](int64_t block, T* positive) {
     work.k.positives(pass, block, positive);
     work.for_rows(block, [&](int64_t i, bool real) {
       if (!real) return;
       const double t = double(positive[i - block * pass.block]);
-      const double x = (pass.peak[i] + std::log2(pass.sum[i]) - t) * kLn2 + (t - t);
+      const double peak = pass.peak[i], log_sum = std::log2(pass.sum[i]);
+      const double x = ((peak - t) + log_sum) * kLn2 + (t - t);
       const double e = std::exp(-std::abs(x));
       const double row_loss = std::max(x, 0.0) + std::log1p(e);
-      lse_out[i] = t + row_loss * kLog2E;
+      lse_out[i] = std::max(peak + log_sum, t) + std::log1p(e) * kLog2E + (t - t);
       miss_out[i] = T((x > 0 ? 1 : e) / (1 + e));
       pass.sum[i] = row_loss;
       if (reduction == kNone) loss_out[i] = T(row_loss);
@@ -174,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& z0, const Tensor& z1, d
              [&] { work.choose_bound(); });
     reset.run([&](int64_t block) {
       work.for_rows(block, [&](int64_t i, bool) {
-        pass.peak[i] = pass.bounded ? double(pass.bound) : -1e30;
+        pass.peak[i] = pass.bounded ? double(pass.bound) : std::numeric_limits<double>::lowest();
         pass.sum[i] = 0;
       });
     });
@@ -214,7 +216,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
                       miss.scalar_type() == kType,
                   "grad, lse and miss must have the type the operator computes in");
   STD_TORCH_CHECK(lse.numel() == pass.rows && lse.is_contiguous() && miss.numel() == pass.rows &&
-                      miss.is_contiguous() && (grad.dim() == 0 || grad.numel() == pass.rows),
+                      miss.is_contiguous() &&
+                      (grad.dim() == 0 || (grad.dim() == 1 && grad.size(0) == pass.rows)),
                   "grad, lse and miss do not belong to these inputs");
   const T* g = static_cast<const T*>(grad.const_data_ptr());
   const double* lse_in = static_cast<const double*>(lse.const_data_ptr());
@@ -262,20 +265,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z0
   return {grad_z0, grad_z1, grad_temperature};
 }
 
-void check(const Tensor& z0, const Tensor& z1, double temperature) {
+void check(const Tensor& z0, const Tensor& z1, double temperature, int64_t reduction) {
   STD_TORCH_CHECK(z0.is_cpu() && z1.is_cpu() && z0.dim() == 2 && z1.dim() == 2 &&
                       z0.size(0) == z1.size(0) && z0.size(1) == z1.size(1) && z0.numel() > 0,
                   "z0 and z1 must be CPU matrices of one non-empty shape");
   STD_TORCH_CHECK(z0.scalar_type() == z1.scalar_type(), "z0 and z1 must have one dtype");
   STD_TORCH_CHECK(!(std::abs(temperature) < 1e-8),
                   "temperature: |temperature| must be at least 1e-8");
+  STD_TORCH_CHECK(kNone <= reduction && reduction <= kSum, "reduction must be 0, 1 or 2");
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_forward(const Tensor& z0, const Tensor& z1,
                                                    const std::optional<Tensor>& temperature,
                                                    double tau, bool normalize, int64_t reduction) {
   const double value = temperature ? value_of(*temperature) : tau;
-  check(z0, z1, value);
+  check(z0, z1, value, reduction);
   return z0.scalar_type() == ScalarType::Double
              ? forward<double>(z0, z1, value, normalize, reduction)
              : forward<float>(z0, z1, value, normalize, reduction);
@@ -287,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent_backward(const Tensor& grad, const Te
                                                     double tau, bool normalize, int64_t reduction,
                                                     const Tensor& lse, const Tensor& miss) {
   const double value = temperature ? value_of(*temperature) : tau;
-  check(z0, z1, value);
+  check(z0, z1, value, reduction);
   return z0.scalar_type() == ScalarType::Double
              ? backward<double>(grad, z0, z1, value, normalize, reduction, lse, miss)
              : backward<float>(grad, z0, z1, value, normalize, reduction, lse, miss);

@@ -20,7 +20,7 @@ _missing = [
 if _missing:
     raise ModuleNotFoundError(
         f"the trainers need packages that are not installed ({', '.join(_missing)}): "
-        f"pip install 'fastssl[train]'",
+        f"install fastssl with its extra 'train', pip install '.[train]'",
         name=_missing[0],
     )
 

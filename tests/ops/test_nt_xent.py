@@ -56,15 +56,67 @@ def test_extreme_similarities(kind, temperature, impl):
     assert_as_exact_as_eager(z0, z1, temperature, impl)
 
 
+def orthonormal(n):
+    """Aligned views of orthogonal rows: similarities are exactly 1 and 0."""
+    return torch.eye(n).requires_grad_(), torch.eye(n).requires_grad_()
+
+
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 0.5])
 def test_no_digit_is_lost_near_convergence(temperature, impl):
     """Where the positive dominates, log1p of the negatives keeps what lse - positive cancels."""
     if impl == "reference":
         pytest.skip("the textbook form cancels; that is what this is about")
-    z0 = torch.eye(32)
-    ours = fastssl.nt_xent(z0, z0.clone(), temperature, reduction="none", impl=impl).double()
-    truth = torch.tensor(62 * math.exp(-1 / temperature), dtype=torch.float64).log1p()
-    torch.testing.assert_close(ours, truth.expand(64), rtol=1e-5, atol=0)
+    z0, z1 = orthonormal(32)
+    rows = fastssl.nt_xent(z0, z1, temperature, reduction="none", impl=impl)
+    rows.sum().backward()
+    odds = torch.tensor(62 * math.exp(-1 / temperature), dtype=torch.float64)
+    truth = odds.log1p().expand(64)
+    torch.testing.assert_close(rows.double(), truth, rtol=1e-5, atol=0)
+    # Off its own axis, row i is pulled by rows j of both views, each with P_ij + P_ji.
+    share = (odds / (1 + odds)).item() / 62
+    away = 4 * share / temperature
+    torch.testing.assert_close(z0.grad[0, 1].item(), away, rtol=1e-5, atol=0)
+
+
+def test_exponentials_are_good_to_a_unit_in_the_last_place(impl):
+    """The loss of orthonormal views is one exponential; temperatures sweep its fractional part."""
+    if impl == "reference":
+        pytest.skip("about the kernels' own exponential")
+    z0, z1 = (z.detach() for z in orthonormal(32))
+    for temperature in torch.linspace(0.5, 2.5, 64).tolist():
+        ours = fastssl.nt_xent(z0, z1, temperature, impl=impl).item()
+        truth = math.log1p(62 * math.exp(-1 / temperature))
+        assert ours == pytest.approx(truth, rel=3e-7, abs=0)
+
+
+def test_rounding_of_lse_does_not_shift_gradients(impl):
+    """One row throughout: P is 1 / (2N - 1), and the pulls on the temperature cancel exactly."""
+    z0, z1 = (torch.ones(50, 64) for _ in range(2))
+    tau = torch.tensor(0.01, requires_grad=True)
+    fastssl.nt_xent(z0, z1, tau, impl=impl).backward()
+    assert abs(tau.grad.item()) < 0.015  # of terms that are 1e4
+
+
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**23, 2.0**30, 2.0**53])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_raw_similarities_of_any_size(scale, dtype, impl):
+    """Whole numbers times a power of two: rows that are equally similar stay so."""
+    corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=dtype)
+    ours = fastssl.nt_xent(
+        corners[:2] * scale, corners[2:] * scale, 1.0, normalize=False, impl=impl
+    )
+    assert ours.item() == pytest.approx(math.log(3), rel=1e-6)
+    z0, z1 = (z.detach() * scale for z in views(40, 16, dtype))
+    if scale <= 2.0**30:
+        x0, x1 = z0.double().requires_grad_(), z1.double().requires_grad_()
+        z0.requires_grad_()
+        z1.requires_grad_()
+        reference.nt_xent(x0, x1, 1.0, False).backward()
+        fastssl.nt_xent(z0, z1, 1.0, normalize=False, impl=impl).backward()
+        largest = x0.grad.abs().max()
+        torch.testing.assert_close(
+            z0.grad / largest, x0.grad.to(dtype) / largest, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -148,6 +200,8 @@ def test_zero_rows_have_finite_gradients(dtype, temperature, impl):
     with torch.no_grad():
         z0[3] = 0
         z1[3:5] = 0
+        if dtype in (torch.float32, torch.float64):
+            z0[5] *= 1e-14  # shorter than 1e-12, too
     loss = fastssl.nt_xent(z0, z1, temperature, impl=impl)
     loss.backward()
     assert loss.isfinite()
@@ -247,6 +301,15 @@ def test_autocast_keeps_float32_and_promotes(impl):
         ((torch.ones(2, 3), torch.ones(2, 3), torch.zeros(())), {}, ValueError, "temperature"),
         ((torch.ones(2, 3), torch.ones(2, 3), torch.ones(1)), {}, ValueError, r"must be 0-d"),
         ((torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1)), {}, TypeError, "temperature"),
+        ((torch.ones(2, 3), torch.ones(2, 3), "a"), {}, TypeError, "temperature: got 'a'"),
+        ((torch.ones(2, 3), torch.ones(2, 3), None), {}, TypeError, "temperature: got None"),
+        (
+            (torch.ones(2, 3), torch.ones(2, 3)),
+            {"normalize": "no"},
+            TypeError,
+            "normalize: got 'no'",
+        ),
+        ((torch.ones(2, 3).to_sparse(), torch.ones(2, 3)), {}, TypeError, "z0: got layout"),
         ((torch.ones(2, 3), torch.ones(2, 3)), {"reduction": "avg"}, ValueError, "reduction: got"),
         ((torch.ones(2, 3), torch.ones(2, 3)), {"impl": "cuda"}, ValueError, "impl: got 'cuda'"),
     ],
@@ -270,6 +333,11 @@ def test_module():
     learned = fastssl.NTXentLoss(torch.nn.Parameter(torch.tensor(0.2)))
     learned(z0, z1).backward()
     assert learned.temperature.grad is not None
+    assert "temperature=0.2" in repr(learned)
+    fixed = fastssl.NTXentLoss(torch.tensor(0.2)).double()
+    assert fixed.temperature.dtype == torch.float64
+    with pytest.raises(TypeError, match="temperature"):
+        fastssl.NTXentLoss("a")
     assert list(learned.state_dict()) == ["temperature"]
 
 

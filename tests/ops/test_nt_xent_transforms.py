@@ -85,3 +85,19 @@ def test_fallback_operator_agrees(reduction, temperature):
     torch.testing.assert_close(native, fallback)
     more = (torch.randn_like(native[0]), *inputs, *native[1:])
     torch.testing.assert_close(torch.ops.fastssl.nt_xent_backward(*more), schema._backward(*more))
+
+
+def test_meta_tensors_have_shapes():
+    z0, z1 = (x.detach().to("meta") for x in views(5, 4))
+    assert fastssl.nt_xent(z0, z1, reduction="none").shape == (10,)
+
+
+def test_raw_operators_protect_memory():
+    z0, z1 = (x.detach() for x in views(3, 4))
+    inputs = (z0, z1, None, 0.5, True, 0)
+    loss, lse, miss = torch.ops.fastssl.nt_xent_forward(*inputs)
+    for grad in (loss.view(3, 2), loss[:4]):
+        with pytest.raises(RuntimeError, match="do not belong to these inputs"):
+            torch.ops.fastssl.nt_xent_backward(grad, *inputs, lse, miss)
+    with pytest.raises(RuntimeError, match="reduction must be 0, 1 or 2"):
+        torch.ops.fastssl.nt_xent_forward(*inputs[:5], 7)

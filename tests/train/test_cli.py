@@ -40,7 +40,7 @@ def test_info_as_a_command():
 def test_missing_extras_are_one_clear_line(command):
     made = without(["sklearn", "typer"], command)
     assert made.returncode == 2 and made.stdout == ""
-    assert made.stderr.count("\n") == 1 and "pip install 'fastssl[train]'" in made.stderr
+    assert made.stderr.count("\n") == 1 and "pip install '.[train]'" in made.stderr
     assert made.stderr.startswith(f"fastssl {command}: ") and "sklearn, typer" in made.stderr
 
 

@@ -69,7 +69,9 @@ def _check(views, temperature, normalize=True, reduction="mean"):
     for name, x, e, t in zip(("loss", "z0", "z1", "temperature"), ours, eager, truth, strict=False):
         assert x.isfinite().all(), name
         error, allowed = (x.double() - t).abs().max(), (e.double() - t).abs().max()
-        floor = (FLOOR[dtype] + EPSILON / abs(float(temperature))) * t.abs().max()
+        floor = (
+            FLOOR[dtype] + EPSILON / abs(float(torch.as_tensor(temperature).detach()))
+        ) * t.abs().max()
         assert error <= 2 * allowed + floor, (name, error.item(), allowed.item(), floor.item())
 
 

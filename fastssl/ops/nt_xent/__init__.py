@@ -56,7 +56,7 @@ def nt_xent(
     if autocast and isinstance(z1, Tensor) and z0.dtype != z1.dtype:
         dtype = torch.promote_types(z0.dtype, z1.dtype)
         z0, z1 = z0.to(dtype), z1.to(dtype)
-    temperature, tau = _check(z0, z1, temperature, reduction)
+    temperature, tau = _check(z0, z1, temperature, normalize, reduction)
     out_dtype = torch.promote_types(z0.dtype, torch.float32) if autocast else z0.dtype
     chosen = _dispatch.choose("nt_xent", impl, z0.device)
     if impl == "reference":
@@ -69,10 +69,12 @@ def nt_xent(
 
 
 def _autocast(z0) -> bool:
-    return isinstance(z0, Tensor) and torch.is_autocast_enabled(z0.device.type)
+    if not isinstance(z0, Tensor) or not torch.amp.is_autocast_available(z0.device.type):
+        return False
+    return torch.is_autocast_enabled(z0.device.type)
 
 
-def _check(z0, z1, temperature, reduction) -> tuple[Tensor | None, float]:
+def _check(z0, z1, temperature, normalize, reduction) -> tuple[Tensor | None, float]:
     for name, z in (("z0", z0), ("z1", z1)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name}: got {type(z).__name__}, must be a tensor")
@@ -80,6 +82,8 @@ def _check(z0, z1, temperature, reduction) -> tuple[Tensor | None, float]:
             raise TypeError(
                 f"{name}: got dtype {z.dtype}, must be float16, bfloat16, float32 or float64"
             )
+        if z.layout != torch.strided:
+            raise TypeError(f"{name}: got layout {z.layout}, must be a dense tensor")
         if z.dim() != 2:
             raise ValueError(f"{name}: got shape {tuple(z.shape)}, must be [N, D]")
         if z.shape[0] == 0 or z.shape[1] == 0:
@@ -90,23 +94,33 @@ def _check(z0, z1, temperature, reduction) -> tuple[Tensor | None, float]:
         raise TypeError(f"z1: got dtype {z1.dtype}, must be that of z0, {z0.dtype}")
     if z0.device != z1.device:
         raise ValueError(f"z1: got device {z1.device}, must be that of z0, {z0.device}")
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize: got {normalize!r}, must be True or False")
     if reduction not in schema.REDUCTIONS:
         raise ValueError(f"reduction: got {reduction!r}, must be one of {schema.REDUCTIONS}")
     return _check_temperature(temperature, z0)
 
 
+def checked_temperature(temperature: float) -> float:
+    """The number itself; raises TypeError or ValueError where it is no usable temperature."""
+    try:
+        tau = float(temperature)
+    except (TypeError, ValueError):
+        raise TypeError(f"temperature: got {temperature!r}, must be a number or tensor") from None
+    if not abs(tau) >= 1e-8:
+        raise ValueError(f"temperature: got {tau}, |temperature| must be at least 1e-8")
+    return tau
+
+
 def _check_temperature(temperature, z0) -> tuple[Tensor | None, float]:
     if not isinstance(temperature, Tensor):
-        tau = float(temperature)
-        if not abs(tau) >= 1e-8:
-            raise ValueError(f"temperature: got {tau}, |temperature| must be at least 1e-8")
-        return None, tau
+        return None, checked_temperature(temperature)
     if temperature.dim() != 0:
         raise ValueError(f"temperature: got shape {tuple(temperature.shape)}, must be 0-d")
     if temperature.dtype not in _DTYPES:
         raise TypeError(f"temperature: got dtype {temperature.dtype}, must be floating-point")
     if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_temperature(temperature.detach().item(), z0)
+        checked_temperature(temperature.detach().item())
     dtype = reference.compute_dtype(z0.dtype)
     return temperature.to(device=z0.device, dtype=dtype), 0.0
 

@@ -33,7 +33,8 @@ def nt_xent(
     reduction: str = "mean",
 ) -> Tensor:
     """The loss through one [2N, 2N] matrix; differentiable any number of times."""
-    with torch.autocast(z0.device.type, enabled=False):
+    kind = z0.device.type if torch.amp.is_autocast_available(z0.device.type) else "cpu"
+    with torch.autocast(kind, enabled=False):
         z = torch.cat([z0, z1])  # [2N, D]
         z = normalize_rows(z) if normalize else z.to(compute_dtype(z.dtype))
         logits = z @ z.T / temperature

@@ -20,7 +20,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 SMALLEST_NORM = tl.constexpr(1e-12)
 LARGEST_INVERSE = tl.constexpr(1e12)
 #: Stands for a similarity that does not count: its exponential is 0, differences of two are finite.
-NEVER = tl.constexpr(-1e30)
+NEVER = tl.constexpr(-3e38)
 
 
 @triton.jit
@@ -179,7 +179,10 @@ def finish_rows(
     x += (t - t).to(tl.float32)  # what is not a number stays so
     e = tl.exp(-tl.abs(x))
     row_loss = tl.maximum(x, 0.0) + _log1p(e)
-    tl.store(lse + row, t + (row_loss * LOG2_E).to(tl.float64), mask=live)
+    # Not by way of the loss, whose units round it.
+    log_sum = top.to(tl.float64) + tl.log2(negatives).to(tl.float64)
+    log_sum = tl.where(x > 0, log_sum, t) + (_log1p(e) * LOG2_E).to(tl.float64)
+    tl.store(lse + row, log_sum, mask=live)
     tl.store(miss + row, tl.where(x > 0, 1.0, e) / (1.0 + e), mask=live)
     if NONE:
         tl.store(loss + row, row_loss, mask=live)
