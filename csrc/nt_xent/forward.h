@@ -21,11 +21,6 @@ inline void merge(const Pass<T>& pass, int64_t row, double peak, double sum) {
   }
 }
 
-template <typename T>
-inline void merge_lanes(const Pass<T>& pass, int64_t row, Vec<T> peak, Vec<T> sum) {
-  for (int l = 0; l < kLanes<T>; ++l) merge<T>(pass, row, double(peak[l]), double(sum[l]));
-}
-
 // Row sums and column sums of 2^(t - bound).
 template <typename T>
 void forward_bounded(const Pass<T>& pass, int64_t block_i, int64_t block_j, T* scratch) {
@@ -121,8 +116,10 @@ void forward_streaming(const Pass<T>& pass, int64_t block_i, int64_t block_j, T*
     }
   }
   for (int64_t i = 0; i < pass.block; ++i) {
-    merge_lanes<T>(pass, first_i + i, load<T>(row_peaks + i * kLanes<T>),
-                   load<T>(row_sums + i * kLanes<T>));
+    for (int l = 0; l < kLanes<T>; ++l) {
+      const int64_t lane = i * kLanes<T> + l;
+      merge<T>(pass, first_i + i, double(row_peaks[lane]), double(row_sums[lane]));
+    }
   }
 }
 

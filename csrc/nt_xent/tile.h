@@ -1,5 +1,5 @@
-// The register tile of NT-Xent's kernels: kMr rows by kNr columns, held in registers from the first
-// multiply to the last exponential.
+// The register tile of NT-Xent's kernels, kMr rows by kNr columns, and the strips of exponents that
+// both passes are made of.
 #pragma once
 
 #include "common/simd.h"
