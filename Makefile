@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
 LISTED := $(VENV)/.listed
 BUILT := $(VENV)/.built
-PYTHON_FILES := benchmarks fastssl tests
+PYTHON_FILES := benchmarks examples fastssl tests
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
 # Bars where a person is looking, errors alone elsewhere.
@@ -56,7 +56,7 @@ build: $(BUILT) ## the environment and the native libraries
 
 clean: ## forget what was built; .venv keeps its packages
 	rm -rf build dist .benchmarks .pytest_cache .ruff_cache $(BUILT)
-	find benchmarks fastssl tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks examples fastssl tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and pinned: left to a range, pip may fetch another build of several gigabytes.
 $(TOOLS): constraints.txt

@@ -2,12 +2,14 @@
 
     python -m benchmarks.report out/bench.json
 
-Every benchmark names its rows itself (benchmarks.measure.run): an operator that is added later
-needs nothing here.
+Every benchmark names its rows itself (benchmarks.measure.run). An operator is shown in milliseconds
+by size, unless `benchmarks/<op>_report.py` brings tables and a picture of its own.
 """
 
 import argparse
 import csv
+import importlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -28,6 +30,8 @@ COLUMNS = [
     "parity",
     "threads",
     "capability",
+    "views",
+    "note",
 ]
 CAPABILITIES = ("none", "base", "avx2", "wide", "avx512")
 PEERS = ("textbook", "lightly", "eager", "compiled")
@@ -97,6 +101,17 @@ def table(rows: list[dict], op: str, dtype: str = "float32") -> str:
     return "\n".join(lines)
 
 
+def tables(rows: list[dict]) -> dict[str, str]:
+    """By the marker it is inserted at, a table of one operator's rows."""
+    return {rows[0]["op"]: table(rows, rows[0]["op"])}
+
+
+def report_of(op: str):
+    """The module with `tables(rows)` and `draw(rows, plt, path)`: the operator's own, or this."""
+    name = f"benchmarks.{op}_report"
+    return importlib.import_module(name if importlib.util.find_spec(name) else __name__)
+
+
 def insert(path: Path, name: str, text: str) -> None:
     """Replace what stands between the markers `<!-- name -->` and `<!-- /name -->`."""
     content = path.read_text()
@@ -105,15 +120,20 @@ def insert(path: Path, name: str, text: str) -> None:
         path.write_text(pattern.sub(lambda m: m[1] + text + "\n" + m[2], content))
 
 
-def draw(rows: list[dict], op: str, path: Path) -> None:
-    """Time and peak memory over size, one line for each implementation."""
+def pyplot():
+    """matplotlib, set to draw the same file for the same figures."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "fastssl"  # the same picture for the same figures
-    from matplotlib import pyplot as plt
+    matplotlib.rcParams["svg.hashsalt"] = "fastssl"
+    from matplotlib import pyplot
 
-    rows = [r for r in rows if r["op"] == op and r["dtype"] == "float32"]
+    return pyplot
+
+
+def draw(rows: list[dict], plt, path: Path) -> None:
+    """Time and peak memory over size, one line for each implementation."""
+    rows = [r for r in rows if r["dtype"] == "float32"]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for impl in [p for p in (*PEERS, "fastssl") if any(r["impl"] == p for r in rows)]:
         mine = sorted((r for r in rows if r["impl"] == impl), key=lambda r: int(r["size"]))
@@ -147,11 +167,14 @@ def main() -> None:
         writer.writerows(
             {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows
         )
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for op in dict.fromkeys(r["op"] for r in rows):
-        text = table(rows, op)
-        print(f"\n{op}, float32, milliseconds\n\n{text}")
-        insert(ROOT / "README.md", op, text)
-        draw(rows, op, RESULTS / f"{machine}-{op}.svg")
+        report, mine = report_of(op), [r for r in rows if r["op"] == op]
+        for marker, text in report.tables(mine).items():
+            print(f"\n{marker}\n\n{text}")
+            for page in pages:
+                insert(page, marker, text)
+        report.draw(mine, pyplot(), RESULTS / f"{machine}-{op}.svg")
     print(f"\nwritten: {path.relative_to(ROOT)}")
 
 

@@ -56,12 +56,20 @@ def triton_reason() -> str:
     return "no CUDA device (TRITON_INTERPRET=1, set before import, runs it on the CPU)"
 
 
+def cuda_reason() -> str:
+    """Why the CUDA C++ implementation cannot run here, or an empty string."""
+    if _library.cuda_error or torch.cuda.is_available():
+        return _library.cuda_error
+    return "no CUDA device"
+
+
+_REASONS = {"cpu": cpu_reason, "triton": triton_reason, "cuda": cuda_reason}
+
+
 def availability(name: str) -> Availability:
     """What can run here for operator `name`."""
-    reasons = {"reference": ""}
-    for native in _operators[name].values():
-        reasons[native] = cpu_reason() if native == "cpu" else triton_reason()
-    return Availability(name, reasons)
+    reasons = {native: _REASONS[native]() for native in _operators[name].values()}
+    return Availability(name, {"reference": "", **reasons})
 
 
 def choose(name: str, impl: str, device: torch.device) -> str:

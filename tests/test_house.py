@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 NATIVE = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cuh", ".cpp", ".cu"})
-PYTHON = sorted(p for d in ("fastssl", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py"))
+PYTHON = sorted(
+    p for d in ("fastssl", "tests", "benchmarks", "examples") for p in (ROOT / d).rglob("*.py")
+)
 KERNELS = [p for p in NATIVE if p.suffix in {".cu", ".cuh"} or p.name.startswith("kernel_")]
 OPS = sorted(
     {p.name for p in CSRC.iterdir() if p.is_dir() and p.name != "common"}

@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "common/portable.h"
+
 #if !defined(FASTSSL_VECTOR_BYTES)
 #if defined(__AVX512F__)
 #define FASTSSL_VECTOR_BYTES 64
@@ -29,6 +31,17 @@ template <>
 struct SimdTypes<double> {
   typedef double Vector __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
   typedef int64_t Bits __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
+};
+
+template <>
+struct SimdTypes<int32_t> {
+  typedef int32_t Vector __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
+};
+template <>
+struct SimdTypes<uint32_t> {
+  typedef uint32_t Vector __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
+  typedef int32_t Bits __attribute__((vector_size(FASTSSL_VECTOR_BYTES)));
 };
 
 template <typename T>

@@ -58,9 +58,8 @@ def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder
     with display, Metrics(fabric, folder.metrics, config.batch_size, display) as metrics:
         for epoch in range(state["epoch"], config.epochs):
             for batch in _batches(len(images), config, epoch, fabric):
-                views = method.views(
-                    images[batch.to(images.device)], _generator(config.seed, step, fabric)
-                )
+                batch = batch.to(images.device)
+                views = method.views(images[batch], batch, step)
                 optimizer.zero_grad()
                 logs = model(*views)
                 fabric.backward(logs["loss"])
@@ -85,10 +84,6 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _generator(seed: int, step: int, fabric: Fabric) -> Generator:
-    return Generator().manual_seed(_seed(seed, step, fabric.global_rank, 1))
 
 
 def _batches(count: int, config: Config, epoch: int, fabric: Fabric):

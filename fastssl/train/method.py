@@ -1,10 +1,11 @@
 """What a method is: the contract between `fastssl.train.methods` and the loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from fastssl.train.config import Config
 from fastssl.train.data import Data
@@ -34,8 +35,12 @@ class Method(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, ...]:
-        """What `forward` gets for uint8 images [N, C, H, W]; all randomness from `generator`."""
+    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> Sequence[Tensor]:
+        """What `forward` gets for uint8 images [N, C, H, W] on the device that trains.
+
+        All randomness is a function of the run's seed, the step and `sample_ids`, the images'
+        places in the data set, int64 [N].
+        """
 
     @abstractmethod
     def forward(self, *views: Tensor) -> dict[str, Tensor]:

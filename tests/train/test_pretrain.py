@@ -183,7 +183,7 @@ def test_a_method_is_one_class(tmp_path, monkeypatch):
             self.backbone = encoder(config.backbone, data.channels, config.width)
             self.decoder = nn.Linear(self.backbone.features, 32 * 32)
 
-        def views(self, images, generator):
+        def views(self, images, sample_ids, step):
             return (to_float(images),)
 
         def forward(self, images):

@@ -5,7 +5,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastssl import NTXentLoss
@@ -13,7 +13,7 @@ from fastssl.train import networks
 from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.method import Method
-from fastssl.train.views import CHARACTERS, PHOTOGRAPHS, random_views
+from fastssl.train.views import CHARACTERS, PHOTOGRAPHS, same_size_views
 
 
 @dataclass(kw_only=True)
@@ -40,12 +40,12 @@ class SimCLR(Method):
         self.backbone = networks.encoder(config.backbone, data.channels, config.width)
         self.projector = networks.projector(self.backbone.features, config.hidden, config.dim)
         self.criterion = NTXentLoss(config.temperature)
-        self.recipe = PHOTOGRAPHS if data.channels == 3 else CHARACTERS
+        recipe = PHOTOGRAPHS if data.channels == 3 else CHARACTERS
+        self.augment = same_size_views(data.train.images, recipe, 2, config.seed)
 
-    def views(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""
-        first = random_views(images, self.recipe, generator)
-        return first, random_views(images, self.recipe, generator)
+        return self.augment(images, sample_ids=sample_ids, step=step)
 
     def forward(self, view0: Tensor, view1: Tensor) -> dict[str, Tensor]:
         """The loss, and the mean cosine of the two views' projections: 1 if they agree."""

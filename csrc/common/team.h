@@ -1,0 +1,75 @@
+// Threads that work on one thing together. A block-level algorithm is a template over its team: a
+// part of a thread block in CUDA, and in tests a HostTeam (common/host_team.h).
+//
+// Items are dealt out by `for_each`; what other threads wrote may be read after `sync` and no
+// earlier; `sum` adds up what each thread has, and is a `sync`, too. All threads of a team call the
+// same things in the same order.
+#pragma once
+
+#include "common/portable.h"
+
+// For functions that run inside a team, and call it.
+#ifdef __CUDACC__
+#define FASTSSL_TEAM __device__
+#define FASTSSL_COLD __device__ __noinline__  // with registers of its own
+#define FASTSSL_UNROLL _Pragma("unroll")      // what a loop indexes can be in registers then
+#define FASTSSL_ROLLED _Pragma("unroll 1")    // registers are scarcer than instructions
+#else
+#define FASTSSL_TEAM
+#define FASTSSL_COLD
+#define FASTSSL_UNROLL
+#define FASTSSL_ROLLED
+#endif
+
+namespace fastssl {
+namespace {
+
+struct Team {
+  int32_t rank, size;
+
+  template <class F>
+  FASTSSL_TEAM void for_each(int64_t count, const F& f) const {
+    for (int64_t i = rank; i < count; i += size) f(i);
+  }
+
+  // f(row, column), neighbours in a row side by side. Divides once, not for every item.
+  template <class F>
+  FASTSSL_TEAM void for_each(int32_t rows, int32_t columns, const F& f) const {
+    const int32_t down = size / columns, across = size % columns;
+    int32_t row = rank / columns, column = rank % columns;
+    while (row < rows) {
+      f(row, column);
+      row += down;
+      column += across;
+      if (column >= columns) {
+        column -= columns;
+        ++row;
+      }
+    }
+  }
+};
+
+#ifdef __CUDACC__
+// `size` threads of a block, whole warps of them. Teams of a block have barriers 0 to 15.
+struct CudaTeam : Team {
+  int32_t barrier;
+  int64_t* partial;  // in shared memory, one for each warp
+
+  __device__ void sync() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(size) : "memory");
+  }
+
+  __device__ int64_t sum(int64_t x) const {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    if (rank % 32 == 0) partial[rank / 32] = x;
+    sync();
+    int64_t total = 0;
+    for (int32_t warp = 0; warp < size / 32; ++warp) total += partial[warp];
+    sync();
+    return total;
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace fastssl
