@@ -42,7 +42,7 @@ def recipes(rows: list[dict]) -> str:
     cases = cases_of(rows, "fastssl")
     peers = [p for p in PEERS if any(find(rows, case, p) for case in cases)]
     head = [*peers, "**fastssl**", "against the fastest peer"]
-    head += ["**fastssl**, bfloat16", "of a copy's rate"]
+    head += ["fastssl, `out=`", "fastssl, bfloat16", "of a copy's rate"]
     lines = [line("", *head), "| --- |" + " ---: |" * len(head)]
     for case in cases:
         ours, half = find(rows, case, "fastssl"), find(rows, case, "fastssl", "bfloat16")
@@ -51,9 +51,10 @@ def recipes(rows: list[dict]) -> str:
         ratio = f"{rate(ours) / best:.1f}x" if best else "-"
         copied = f"{float(ours['floor_ms']) / float(ours['ms']):.0%}"
         cells = [*map(count, theirs), f"**{count(rate(ours))}**", ratio]
-        lines.append(line(case, *cells, f"**{count(rate(half))}**", copied))
+        cells += [count(rate(find(rows, case, "fastssl, out="))), count(rate(half)), copied]
+        lines.append(line(case, *cells))
     same = [agreement([find(rows, case, p) for case in cases]) for p in peers]
-    return "\n".join([*lines, line("levels other than ours", *same, "", "", "", "")])
+    return "\n".join([*lines, line("levels other than ours", *same, "", "", "", "", "")])
 
 
 def agreement(rows: list[dict | None]) -> str:

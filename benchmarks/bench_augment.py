@@ -135,6 +135,7 @@ def run(benchmark, call, recipes, x, dtype, seconds, **info):
 PEERS = ("kornia", "torchvision, tensors", "torchvision, Pillow", "reference, compiled")
 ROWS = [(case, name, torch.float32) for case in CASES for name in (*PEERS, "fastssl")]
 ROWS.remove((MULTI_CROP, "reference, compiled", torch.float32))  # minutes of compilation
+ROWS += [(case, "fastssl, out=", torch.float32) for case in CASES]
 ROWS += [(case, "fastssl", torch.bfloat16) for case in CASES]
 
 
@@ -142,9 +143,10 @@ ROWS += [(case, "fastssl", torch.bfloat16) for case in CASES]
 def test_recipe(benchmark, case, name, dtype):
     preset, side, count = CASES[case]
     aug, x = preset(), images(count, side)
-    if name == "fastssl":
+    if name.startswith("fastssl"):
         call, parity = ours(aug.recipes, x, dtype)
-        how, call = "", functools.partial(call, x)
+        out = call(x) if name.endswith("out=") else None
+        how, call = "", functools.partial(call, x, out=out)
     else:
         how, call, parity = provider(name, aug, x)
     info = {"case": case, "impl": name, "parity": parity, "note": how}

@@ -21,6 +21,7 @@ from fastssl.ops.augment import (
     Recipe,
     apply,
     apply_geometry,
+    draw,
     pack,
 )
 from fastssl.ops.augment.images import batch as _batch
@@ -46,6 +47,7 @@ __all__ = [
     "Weak",
     "apply",
     "apply_geometry",
+    "draw",
     "pack",
     "show",
 ]

@@ -12,6 +12,15 @@ ORDERS = list(itertools.permutations(range(4)))
 NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "sigma": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For small views on a busy machine, PyTorch's threads cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def noise(batch, height, width, channels=3, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, channels, height, width), generator=g, dtype=torch.uint8)
@@ -58,6 +67,15 @@ def row(p, v, b):
     return {name: getattr(p, name)[v, b].tolist() for name in p.__dataclass_fields__}
 
 
+def torchvision_v2():
+    """torchvision.transforms.v2, or the test is skipped."""
+    try:
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
+        pytest.skip(f"torchvision does not import: {error}")
+    return v2
+
+
 def torchvision_view(
     image, p, size, interpolation="bilinear", antialias=True, gray_first=False, taps=None
 ):
@@ -65,9 +83,7 @@ def torchvision_view(
 
     Levels are resized in float32, as torchvision does it wherever there is no AVX2, and on GPUs.
     """
-    pytest.importorskip("torchvision")
-    from torchvision.transforms.v2 import functional as F
-
+    F = torchvision_v2().functional
     box = (p["top"], p["left"], p["height"], p["width"])
     size = (size, size) if isinstance(size, int) else size
     levels = image.dtype == torch.uint8

@@ -5,7 +5,17 @@ What the reference itself is measured with: test_augment_torchvision.py.
 
 import pytest
 import torch
-from augment_cases import ORDERS, agree, flat, levels, noise, params, photo, unit
+from augment_cases import (
+    ORDERS,
+    agree,
+    flat,
+    levels,
+    noise,
+    one_thread,  # noqa: F401 (a fixture)
+    params,
+    photo,
+    unit,
+)
 
 from fastssl.ops.augment import Recipe, apply, apply_geometry, draw, pack
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from augment_cases import noise, photo
+from augment_cases import noise, one_thread, photo  # noqa: F401 (a fixture)
 
 import fastssl
 from fastssl.augment import Augment, PackedImages, Recipe, apply, pack, show

@@ -9,10 +9,12 @@ from augment_cases import (
     flat,
     levels,
     noise,
+    one_thread,  # noqa: F401 (a fixture)
     params,
     photo,
     pillow_view,
     row,
+    torchvision_v2,
     torchvision_view,
     unit,
 )
@@ -145,9 +147,7 @@ def test_gray_before_the_jitter(impl):
 
 def test_torchvisions_own_kernel_for_levels_is_one_level_away(impl):
     """On a CPU with AVX2 torchvision resizes uint8 in 16-bit integers: another rounding."""
-    pytest.importorskip("torchvision")
-    from torchvision.transforms.v2 import functional as F
-
+    F = torchvision_v2().functional
     x = photo(2, 100, 80)
     (ours,) = levels(x, params(1, 2, 100, 80), (64, 64), impl=impl)
     assert disagreement(ours, F.resize(x, [64, 64]))[2] <= 1
@@ -155,9 +155,7 @@ def test_torchvisions_own_kernel_for_levels_is_one_level_away(impl):
 
 def pipeline(recipe):
     """The Compose that a recipe stands for."""
-    pytest.importorskip("torchvision")
-    from torchvision.transforms import v2
-
+    v2 = torchvision_v2()
     size = [recipe.size] * 2 if isinstance(recipe.size, int) else list(recipe.size)
     taps = recipe.blur_kernel or (min(size) // 10) | 1
     colors = {n: recipe.range(n) for n in ("brightness", "contrast", "saturation", "hue")}
