@@ -67,7 +67,7 @@ def agreement(rows: list[dict | None]) -> str:
 
 def stages(rows: list[dict]) -> str:
     """What an operation costs after a bare crop, and its share of the recipe, by leaving it out."""
-    cases = [c for c in cases_of(rows, "fastssl crop") if find(rows, c, "fastssl")]
+    cases = cases_of(rows, "fastssl all")
     if not cases:
         return ""
     head = []
@@ -85,7 +85,7 @@ def stages(rows: list[dict]) -> str:
 
 
 def stage(rows: list[dict], case: str, name: str) -> list[str]:
-    full, crop = find(rows, case, "fastssl"), find(rows, case, "fastssl crop")
+    full, crop = find(rows, case, "fastssl all"), find(rows, case, "fastssl crop")
 
     def each(row: dict) -> float:  # microseconds a view
         return 1e6 / rate(row)

@@ -156,11 +156,12 @@ def test_recipe(benchmark, case, name, dtype):
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
-    """A crop, each operation after a crop, and the recipe with each of its operations left out."""
+    """A crop, each operation after a crop, the recipe, and it with each operation left out."""
     crop = Recipe(recipe.size, recipe.scale, recipe.ratio, recipe.interpolation, flip=0.0)
     made = {"crop": crop}
     for name, on in SINGLE.items():
         made[f"crop + {name}"] = dataclasses.replace(crop, **on)
+    made["all"] = recipe
     for name in ("flip", "jitter", "gray", "blur", "solarize"):
         if getattr(recipe, name):
             made[f"without {name}"] = dataclasses.replace(recipe, **{name: 0.0})
@@ -177,7 +178,8 @@ def test_stage(benchmark, case, name):
     recipes = [variants(recipe)[name] for recipe in aug.recipes]
     call, parity = ours(recipes, x, torch.float32)
     info = {"case": case, "impl": f"fastssl {name}", "parity": parity}
-    run(benchmark, functools.partial(call, x), recipes, x, torch.float32, 1.0, **info)
+    call = functools.partial(call, x, out=call(x))
+    run(benchmark, call, recipes, x, torch.float32, 1.0, **info)
 
 
 @pytest.mark.parametrize("name", ["crop", "without normalize"])
@@ -190,4 +192,5 @@ def test_levels(benchmark, case, name):
         recipes = [variants(recipe)[name] for recipe in recipes]
     call, parity = ours(recipes, x, torch.uint8)
     info = {"case": case, "impl": f"fastssl {name}", "parity": parity}
-    run(benchmark, functools.partial(call, x), recipes, x, torch.uint8, 1.0, **info)
+    call = functools.partial(call, x, out=call(x))
+    run(benchmark, call, recipes, x, torch.uint8, 1.0, **info)

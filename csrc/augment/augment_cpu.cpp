@@ -1,4 +1,8 @@
 // CPU operators: check what protects memory, share views among threads, register.
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -36,6 +40,21 @@ class Scratch {
   std::unique_ptr<void, Free> memory_;
   int64_t size_ = 0;
 };
+
+// Views of a batch are many megabytes that the allocator has just got: written in small pages, each
+// of which the kernel clears when it is first touched, they took as long as making them. Large
+// pages are 512 times fewer. Memory that is in use already stays as it is.
+void ask_for_large_pages(const Tensor& t) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
+  const uintptr_t begin = (data + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (data + uintptr_t(t.numel()) * t.element_size()) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)t;
+#endif
+}
 
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
@@ -81,7 +100,10 @@ void augment_apply(const Tensor& images, const std::optional<Tensor>& shapes,
   call.check_crops();
   const int64_t tasks = call.params.views * call.params.batch;
   double pixels = 0;
-  for (const Tensor& view : out) pixels += double(view.numel());
+  for (const Tensor& view : out) {
+    pixels += double(view.numel());
+    ask_for_large_pages(view);
+  }
   // A pixel costs tens of operations.
   const int64_t workers = worker_count(32 * pixels, tasks);
   const Kernels& k = kernels();
