@@ -17,11 +17,13 @@ from augment_cases import (
     unit,
 )
 
+from fastssl import augment
+from fastssl._library import _C
 from fastssl.ops.augment import Recipe, apply, apply_geometry, draw, pack
 
 SEMANTICS = ["tv-uint8", "tv-float", "pil"]
 STRONG = {"jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-
+CAPABILITIES = _C.cpu_capabilities() if _C else []
 
 _truths = {}
 
@@ -324,3 +326,20 @@ def test_geometry_of_masks(dtype):
             columns = [left + int((o + 0.5) * w / width) for o in range(width)]
             columns = columns[::-1] if p.flip[v, b] else columns
             assert torch.equal(view[b], mask[b][rows][:, columns])
+
+
+@pytest.mark.skipif(len(CAPABILITIES) < 2, reason="one instruction set")
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_instruction_sets_make_the_same_bits(semantics):
+    x = noise(4, 100, 90)
+    aug = augment.DINO(size=75, local_size=33, semantics=semantics, impl="cpu")
+    before, made = _C.cpu_capability(), {}
+    try:
+        for capability in CAPABILITIES:
+            _C.use_cpu_capability(capability)
+            made[capability] = aug(x, step=1) + aug(x.float() / 255, step=2)
+    finally:
+        _C.use_cpu_capability(before)
+    first, *others = made.values()
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
