@@ -41,9 +41,7 @@ FASTSSL_TEAM inline void weigh(const float* weight, int32_t radius, float (&sum)
 
 // Fills `weight` for `weigh` and returns the radius.
 FASTSSL_COLD inline int32_t weights_of(const Job& job, float* weight) {
-  // Below 0.05 all weights but the first are zero, and what is no width at all does no harm.
-  const float sigma = greatest(job.drawn.sigma, 0.05f);
-  const int32_t radius = gaussian(job.settings.blur_taps, sigma, weight);
+  const int32_t radius = gaussian(job.settings.blur_taps, job.drawn.sigma, weight);
   for (int32_t k = 1; k <= kRun; ++k) weight[radius + k] = 0;
   return radius;
 }

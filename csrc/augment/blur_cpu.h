@@ -89,8 +89,9 @@ inline void box_lines(const Box& box, int32_t count, uint32_t* line, uint32_t* o
     return load<uint32_t>(line + int64_t(least(greatest(i, 0), last)) * kLane);
   };
   for (int pass = 0; pass < 3; ++pass) {
-    V sum = {};
-    for (int32_t i = -r - 1; i < r; ++i) sum += at(i);
+    // Positions -r - 1 to r - 1; beyond either end, its number again.
+    V sum = at(0) * uint32_t(r + 1) + at(last) * uint32_t(greatest(r - count, 0));
+    for (int32_t i = 0; i < least(r, count); ++i) sum += at(i);
     for (int32_t i = 0; i < count; ++i) {
       sum += at(i + r) - at(i - r - 1);
       const V total = sum * box.inner + (at(i - r - 1) + at(i + r + 1)) * box.outer;

@@ -108,7 +108,7 @@ FASTSSL_HD inline int32_t pillow_weight(double w) {
 // torchvision's Gaussian of `taps` points, as weights[0 .. radius] from the centre outwards. What
 // lies beyond 4.5 sigma, less than 0.0005 levels in all, is cut. Returns the radius.
 FASTSSL_HD inline int32_t gaussian(int32_t taps, float sigma, float* weights) {
-  const double s = double(sigma);
+  const double s = sigma > 0.05f ? double(sigma) : 0.05;  // below, the centre alone has a weight
   int32_t radius = taps / 2;
   if (4.5 * s < double(radius)) radius = int32_t(4.5 * s) + 1;
   radius = least(radius, taps / 2);
@@ -135,6 +135,7 @@ struct Box {
 };
 
 FASTSSL_HD inline Box pillow_box(float sigma) {
+  sigma = least(greatest(sigma, 0.0f), 1e4f);  // a box far wider than any view, and no overflow
   const float variance = sigma * sigma / 3;
   const float length = float(square_root(12.0 * double(variance) + 1.0));
   const float whole = float(floor_of((double(length) - 1.0) / 2.0));
