@@ -1,4 +1,9 @@
 // The seam between the operator (torch on one side) and its kernels (raw pointers on the other).
+//
+// In this folder *_cpu.* is the CPU's code, *_team.h the algorithm that a team of GPU threads runs
+// (and augment_team.cpp, in tests, threads played on the CPU), *_cuda.* and kernel.cu what launches
+// it. draw.h, filter.h and pixel*.h are the definitions all of them share, operator.h what the
+// operators check.
 #pragma once
 
 #include <stdint.h>

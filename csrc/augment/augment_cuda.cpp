@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "augment/launch.h"
+#include "augment/launch_cuda.h"
 #include "augment/operator.h"
 #include "common/stable.h"
 

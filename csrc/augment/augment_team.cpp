@@ -2,7 +2,7 @@
 // development builds alone.
 #include <vector>
 
-#include "augment/launch.h"
+#include "augment/launch_cuda.h"
 #include "augment/operator.h"
 #include "common/host_team.h"
 #include "common/stable.h"

@@ -1,7 +1,7 @@
 // The kernels: draws, one thread for each view of a sample, and views, one team for each.
 #include <cuda_runtime_api.h>
 
-#include "augment/launch.h"
+#include "augment/launch_cuda.h"
 
 namespace fastssl {
 namespace augment {

@@ -1,7 +1,7 @@
 // What one launch makes: views of several places in the list, of one batch, shared out among teams.
 #pragma once
 
-#include "augment/view.h"
+#include "augment/view_team.h"
 
 namespace fastssl {
 namespace augment {

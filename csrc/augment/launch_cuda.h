@@ -1,7 +1,7 @@
 // The seam between the CUDA operators and their kernels, and how a launch is laid out.
 #pragma once
 
-#include "augment/batch.h"
+#include "augment/batch_team.h"
 #include "augment/draw.h"
 
 namespace fastssl {

@@ -1,7 +1,7 @@
 // Blurs of one plane of a view by a team, in place: torchvision's Gaussian and Pillow's boxes.
 #pragma once
 
-#include "augment/rules.h"
+#include "augment/rules_team.h"
 
 namespace fastssl {
 namespace augment {

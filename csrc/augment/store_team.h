@@ -1,7 +1,7 @@
 // The normalised view, written by a team with 16-byte stores where its layout allows them.
 #pragma once
 
-#include "augment/rules.h"
+#include "augment/rules_team.h"
 #include "common/half.h"
 
 #ifdef __CUDACC__

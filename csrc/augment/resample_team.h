@@ -3,7 +3,7 @@
 // the CPU: along a row first, in the order of the taps.
 #pragma once
 
-#include "augment/rules.h"
+#include "augment/rules_team.h"
 
 namespace fastssl {
 namespace augment {

@@ -5,9 +5,9 @@
 // contrast; a blur and the output follow.
 #pragma once
 
-#include "augment/blur.h"
-#include "augment/resample.h"
-#include "augment/store.h"
+#include "augment/blur_team.h"
+#include "augment/resample_team.h"
+#include "augment/store_team.h"
 
 namespace fastssl {
 namespace augment {
