@@ -72,6 +72,13 @@ def availability(name: str) -> Availability:
     return Availability(name, {"reference": "", **reasons})
 
 
+def check_impl(name: str, impl: str) -> None:
+    """Raise ValueError where `impl` is not a name this operator knows."""
+    known = ["auto", "reference", *sorted(set(_operators[name].values()))]
+    if impl not in known:
+        raise ValueError(f"impl: got {impl!r}, must be one of {', '.join(known)}")
+
+
 def choose(name: str, impl: str, device: torch.device) -> str:
     """The implementation to run for tensors on `device`.
 
@@ -84,9 +91,7 @@ def choose(name: str, impl: str, device: torch.device) -> str:
         return native.get(device.type, "reference")
     if impl == "reference":
         return impl
-    if impl not in native.values():
-        known = ", ".join(["auto", "reference", *sorted(set(native.values()))])
-        raise ValueError(f"impl: got {impl!r}, must be one of {known}")
+    check_impl(name, impl)
     if reason := availability(name).reasons[impl]:
         raise RuntimeError(f"impl={impl!r} cannot run here: {reason}")
     interpreted = impl == "triton" and INTERPRET and device.type == "cpu"

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from fastssl._dispatch import check_impl
 from fastssl.ops import augment as _ops
 from fastssl.ops.augment import (
     IMAGENET_MEAN,
@@ -59,7 +60,8 @@ class Augment(nn.Module):
     Views are a function of (seed, step, sample id, view). Without `step` in the call the module
     counts its calls; without `sample_ids` an image's id is its place in the batch, so that equal
     images at equal places get other views in each call. In DataLoader workers, each of which counts
-    for itself, pass both. The count and the seed are in `state_dict()`.
+    for itself, pass both. The count, modulo 2^32, and the seed are in `state_dict()`. To count
+    inside a CUDA graph, move the module to the images' device.
 
     Args:
         recipes: one `Recipe` per view.
@@ -102,8 +104,13 @@ class Augment(nn.Module):
         names = ("size", "interpolation", "antialias", "gray_first", "blur_kernel")
         per_view = [[getattr(r, n) for r in recipes] for n in (*names, "solarize_threshold")]
         self._settings = Settings.of(semantics, len(recipes), *per_view)
-        given = [len(x) for x in (mean, std) if isinstance(x, (tuple, list))]
-        normalization(mean, std, given[0] if given else 3, dtype)
+        for name, value in (("mean", mean), ("std", std)):
+            if isinstance(value, (tuple, list)) and len(value) not in (1, 3):
+                raise ValueError(f"{name}: got {len(value)} numbers, must be one per channel")
+        lengths = [len(x) for x in (mean, std) if isinstance(x, (tuple, list))]
+        normalization(mean, std, lengths[0] if lengths else 3, dtype)
+        outputs(None, [], 0, 0, dtype, memory_format, torch.empty(0))
+        check_impl("augment", impl)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(

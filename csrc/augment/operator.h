@@ -13,6 +13,7 @@ namespace augment {
 
 constexpr int kSettings = 5;  // numbers for each view
 constexpr int64_t kMostTaps = 1025;
+constexpr int64_t kMostSide = int64_t(1) << 31;
 
 inline bool is_packed(const Tensor& x, ScalarType type, const Tensor& like) {
   return x.scalar_type() == type && x.is_contiguous() && x.device() == like.device();
@@ -30,7 +31,8 @@ inline void check_draw(const Tensor& sample_ids, const std::optional<Tensor>& sh
   STD_TORCH_CHECK(sample_ids.dim() == 1 && is_packed(sample_ids, ScalarType::Long, sample_ids),
                   "sample_ids must be int64 [B], contiguous");
   check_shapes(shapes, sample_ids.size(0), sample_ids);
-  STD_TORCH_CHECK(shapes || (height > 0 && width > 0), "height and width must be positive");
+  STD_TORCH_CHECK(shapes || (0 < height && height < kMostSide && 0 < width && width < kMostSide),
+                  "height and width must be positive and fit 32 bits");
   STD_TORCH_CHECK(!step || (is_packed(*step, ScalarType::Long, sample_ids) && step->numel() == 1),
                   "step must be one int64 where sample_ids are");
   STD_TORCH_CHECK(views > 0 && int64_t(recipes.size()) == views * kRecipeNumbers,
@@ -186,6 +188,9 @@ struct Call {
         STD_TORCH_CHECK(false, "out must be float32, bfloat16, float16 or uint8");
     }
     STD_TORCH_CHECK(first || type == outputs[0].type, "the tensors of out must have one dtype");
+    for (int d = 0; d < 4; ++d) {
+      STD_TORCH_CHECK(out.size(d) == 1 || out.stride(d) > 0, "out must not overlap itself");
+    }
     const int64_t width = out.size(3);
     const int64_t pixel = width > 1 ? out.stride(3) : out.size(2) > 1 ? out.stride(2) : 1;
     STD_TORCH_CHECK(out.size(2) == 1 || out.stride(2) == width * pixel,

@@ -16,13 +16,14 @@ struct Pixel {
   V r, g, b;
 };
 
+// NaN in `a` stays.
 template <class V>
 FASTSSL_HD inline V lower(V a, V b) {
-  return a < b ? a : b;
+  return b < a ? b : a;
 }
 template <class V>
 FASTSSL_HD inline V upper(V a, V b) {
-  return a > b ? a : b;
+  return b > a ? b : a;
 }
 template <class V>
 FASTSSL_HD inline V clamped(V x, float bound) {

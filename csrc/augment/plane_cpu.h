@@ -83,7 +83,11 @@ struct Pil {
   static constexpr bool kLevels = true;
   static constexpr bool kPillow = true;
   static int32_t weight(double w) { return pillow_weight(w); }
-  static Vec<int32_t> add(Vec<int32_t> sum, Vec<int32_t> x, int32_t w) { return sum + x * w; }
+  // Unsigned, because lanes that nobody reads may overflow.
+  static Vec<int32_t> add(Vec<int32_t> sum, Vec<int32_t> x, int32_t w) {
+    using U = Vec<uint32_t>;
+    return (Vec<int32_t>)((U)sum + (U)x * uint32_t(w));
+  }
   static Vec<int32_t> between_passes(Vec<int32_t> sum) {
     const Vec<int32_t> level = (sum + (1 << (kPillowBits - 1))) >> kPillowBits;
     const Vec<int32_t> low = level > 0 ? level : Vec<int32_t>{};

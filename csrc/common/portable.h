@@ -45,8 +45,9 @@ FASTSSL_HD inline T greatest(T a, T b) {
   return a > b ? a : b;
 }
 
-// e^x with the same bits everywhere, for |x| below some hundreds: libraries differ in the last one.
+// e^x with the same bits everywhere: libraries differ in the last one. |x| counts up to 700.
 FASTSSL_HD inline double portable_exp(double x) {
+  x = least(greatest(x, -700.0), 700.0);
   const double k = round_even(x * 1.4426950408889634);
   const double r = (x - k * 0.693147180369123816490) - k * 1.90821492927058770002e-10;
   double factorial[14] = {1};

@@ -228,3 +228,11 @@ def test_the_native_draw_is_registered():
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has("fastssl::augment_draw", "CPU")
     assert has("fastssl::augment_apply", "CPU")
+
+
+def test_sample_ids_of_any_stride(impl):
+    x = torch.zeros(4, 3, 20, 20, dtype=torch.uint8)
+    ids = torch.arange(8).view(4, 2)[:, 1]
+    strided = draw([Recipe(8)], x, sample_ids=ids, impl=impl)
+    packed = draw([Recipe(8)], x, sample_ids=ids.contiguous(), impl=impl)
+    assert torch.equal(strided.left, packed.left)

@@ -1,5 +1,7 @@
 """Errors of augmentation name the argument, what it was and what is allowed."""
 
+import dataclasses
+
 import pytest
 import torch
 from augment_cases import params
@@ -168,8 +170,18 @@ def test_other_errors():
         Augment([4])
     with pytest.raises(ValueError, match="semantics: got 'x'"):
         fastssl.augment.Weak(semantics="x")
-    with pytest.raises(ValueError, match="std: got 2 numbers, must be 3"):
+    with pytest.raises(ValueError, match="std: got 2 numbers, must be one per channel"):
         fastssl.augment.Weak(std=(1, 1))
+    with pytest.raises(ValueError, match="mean: got 2 numbers"):
+        fastssl.augment.Weak(mean=(1, 1))
+    with pytest.raises(ValueError, match="mean: got 0.5, but dtype uint8"):
+        fastssl.augment.Weak(mean=0.5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="impl: got 'x'"):
+        fastssl.augment.Weak(impl="x")
+    with pytest.raises(ValueError, match="memory_format: got"):
+        fastssl.augment.Weak(memory_format=torch.preserve_format)
+    with pytest.raises(TypeError, match="params: got NoneType"):
+        apply_geometry(X, None, size=4)
     with pytest.raises(TypeError, match="params: got dict"):
         apply(X, {}, size=4)
     with pytest.raises(TypeError, match="params: got int"):
@@ -184,3 +196,53 @@ def test_other_errors():
         apply_geometry([X[0]], p, size=4)
     with pytest.raises(TypeError, match="mask: must be"):
         apply_geometry([None, None], p, size=4)
+
+
+def test_views_share_no_memory():
+    p, one = params(2, 2, 8, 8), torch.empty(2, 3, 8, 8, dtype=torch.uint8)
+    whole = torch.empty(2, 2, 3, 8, 8, dtype=torch.uint8)
+    levels = {"size": 8, "dtype": torch.uint8}
+    assert apply(X, p, **levels, out=list(whole))[1].data_ptr() == whole[1].data_ptr()
+    with pytest.raises(ValueError, match=r"out\[0\]: shares memory with another view"):
+        apply(X, p, **levels, out=[one, one])
+    x = X.clone()
+    with pytest.raises(
+        ValueError, match=r"out\[1\]: shares memory with another view or with the im"
+    ):
+        apply(x, p, **levels, out=[one, x])
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"data": torch.zeros(192, dtype=torch.int32)}, TypeError, "x.data: got dtype torch.int32"),
+        ({"data": torch.zeros(1, 192)}, ValueError, "x.data: got shape"),
+        ({"shapes": torch.zeros(2, 3)}, TypeError, "x.shapes: got dtype torch.float32"),
+        ({"shapes": torch.zeros(2, 2).long()}, ValueError, "x.shapes: got shape"),
+        ({"shapes": torch.zeros(0, 3).long()}, ValueError, "x.shapes: got shape"),
+        ({"channels": 2}, ValueError, "x.channels: got 2"),
+    ],
+)
+def test_errors_of_packed_images_made_by_hand(fields, error, message):
+    made = fastssl.augment.pack([torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)])
+    with pytest.raises(error, match=message):
+        fastssl.augment.Weak(size=4)(dataclasses.replace(made, **fields))
+
+
+@pytest.mark.parametrize("sigma", [-1e6, 0.0, 1e-30, float("nan"), 1e30])
+@pytest.mark.parametrize("semantics", [0, 1, 2])
+def test_no_width_of_a_blur_harms_the_raw_operator(semantics, sigma):
+    packed = list(params(1, 2, 8, 8, blur=True).packed())
+    packed[3][4] = sigma
+    out = [torch.empty(2, 3, 8, 8)]
+    settings = [0, 1, 0, 0 if semantics == 2 else 5, 128]
+    norm = ([0.0] * 3, [1.0] * 3)
+    torch.ops.fastssl.augment_apply(X, None, *packed, settings, *norm, semantics, out)
+    assert out[0].isfinite().all()
+
+
+def test_views_that_overlap_themselves_are_refused_by_the_raw_operator():
+    packed, norm = params(1, 2, 8, 8).packed(), ([0.0] * 3, [1.0] * 3)
+    out = [torch.empty(1, 3, 8, 8).expand(2, 3, 8, 8)]
+    with pytest.raises(RuntimeError, match="overlap"):
+        torch.ops.fastssl.augment_apply(X, None, *packed, [0, 1, 0, 1, 128], *norm, 0, out)

@@ -171,7 +171,7 @@ def raw_draw(batch, numbers: list[float], seed: int, step, sample_ids, impl: str
         raise TypeError(f"sample_ids: got {got}, must be an int64 tensor")
     elif sample_ids.shape != (size,):
         raise ValueError(f"sample_ids: got shape {tuple(sample_ids.shape)}, must be ({size},)")
-    sample_ids = sample_ids.to(images.device, non_blocking=True)
+    sample_ids = sample_ids.to(images.device, non_blocking=True).contiguous()
     chosen = _dispatch.choose("augment", impl, images.device)
     function = reference_draw.draw if chosen == "reference" else torch.ops.fastssl.augment_draw
     views = len(numbers) // reference_draw.NUMBERS

@@ -26,6 +26,8 @@ def apply_geometry(mask, params: AugmentParams, *, size) -> list[Tensor]:
         TypeError: an argument has the wrong type.
         ValueError: a shape, device or parameter is not acceptable.
     """
+    if not isinstance(params, AugmentParams):
+        raise TypeError(f"params: got {type(params).__name__}, must be AugmentParams")
     if isinstance(mask, (list, tuple)):
         if not mask or not all(isinstance(m, Tensor) for m in mask):
             raise TypeError("mask: must be a tensor, or a list of at least one tensor")

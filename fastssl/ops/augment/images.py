@@ -138,11 +138,28 @@ class Batch:
         return self.shapes[:, 1], self.shapes[:, 2]
 
 
+def _check_packed(x: PackedImages) -> None:
+    """What `pack` makes passes; this is for those made by hand."""
+    if x.data.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"x.data: got dtype {x.data.dtype}, must be uint8 or float32")
+    if x.data.dim() != 1 or not x.data.is_contiguous():
+        raise ValueError(f"x.data: got shape {tuple(x.data.shape)}, must be 1-D and contiguous")
+    if x.shapes.dtype != torch.int64:
+        raise TypeError(f"x.shapes: got dtype {x.shapes.dtype}, must be int64")
+    if x.shapes.dim() != 2 or x.shapes.shape[1] != 3 or not len(x.shapes):
+        raise ValueError(f"x.shapes: got shape {tuple(x.shapes.shape)}, must be [B, 3], B >= 1")
+    if not x.shapes.is_contiguous() or x.shapes.device != x.data.device:
+        raise ValueError("x.shapes: must be contiguous, and where x.data is")
+    if x.channels not in CHANNELS:
+        raise ValueError(f"x.channels: got {x.channels}, must be 1 or 3")
+
+
 def batch(x) -> Batch:
     """Images as the raw operators take them, from all that the public functions accept."""
     if isinstance(x, (list, tuple)):
         x = pack(x)
     if isinstance(x, PackedImages):
+        _check_packed(x)
         return Batch(x.data, x.shapes, len(x), x.channels)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: got {type(x).__name__}, must be a tensor, PackedImages or a list")

@@ -65,7 +65,7 @@ class Recipe:
             checked_number(name, getattr(self, name), 0, 1)
         _checked_range("scale", self.scale, 0, 1, above=True)
         _checked_range("ratio", self.ratio, 0, math.inf, above=True)
-        _checked_range("sigma", self.sigma, 0, math.inf, above=True)
+        _checked_range("sigma", self.sigma, 1e-6, math.inf)  # float32 has no room far below
         for name in ("brightness", "contrast", "saturation", "hue"):
             self.range(name)
         # What belongs to the pixels is checked where `apply` gets it, too.

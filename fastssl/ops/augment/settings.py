@@ -55,7 +55,7 @@ def normalization(mean, std, channels: int, dtype: torch.dtype) -> tuple[list, l
         raise TypeError(f"dtype: got {dtype}, must be float32, bfloat16, float16 or uint8")
     if dtype == torch.uint8:
         for name, value, usual in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
-            if value is not None and tuple(value) != usual:
+            if value is not None and value not in (usual, list(usual)):
                 raise ValueError(f"{name}: got {value}, but dtype uint8 is not normalised")
         return [0.0] * channels, [1.0] * channels
     found = []
@@ -91,6 +91,9 @@ def outputs(
         raise TypeError(f"out: got {type(out).__name__}, must be a list of tensors, one per view")
     if len(out) != len(sizes):
         raise ValueError(f"out: got {len(out)} tensors, must be {len(sizes)}, one per view")
+    # Tensors that a compiler traces have no address.
+    memory = () if torch.compiler.is_compiling() else (*out, like)
+    ranges = [range(x.data_ptr(), x.data_ptr() + x.nbytes) for x in memory]
     for v, (view, shape) in enumerate(zip(out, shapes, strict=True)):
         if view.dtype != dtype:
             raise TypeError(f"out[{v}]: got dtype {view.dtype}, must be {dtype}")
@@ -102,4 +105,7 @@ def outputs(
             raise ValueError(f"out[{v}]: requires a gradient, which there is none")
         if not any(view.is_contiguous(memory_format=format) for format in _FORMATS):
             raise ValueError(f"out[{v}]: got strides {view.stride()}, must be contiguous")
+        after = ranges[v + 1 :]
+        if any(ranges[v].start < x.stop and x.start < ranges[v].stop for x in after):
+            raise ValueError(f"out[{v}]: shares memory with another view or with the images")
     return list(out)
