@@ -230,7 +230,7 @@ void emit(const Job& job, int64_t first, Chunk* chunk) {
     if (out.type == OutputType::kFloat16) {
       for (int32_t i = 0; i < chunk->count; ++i) to[i * out.pixel_stride] = to_float16(sample[i]);
     } else if (out.pixel_stride == 1) {
-      for (int32_t i = 0; i < chunk->count; ++i) to[i] = to_bfloat16(sample[i]);
+      narrow_to_bfloat16(sample, chunk->count, to);
     } else {
       for (int32_t i = 0; i < chunk->count; ++i) to[i * out.pixel_stride] = to_bfloat16(sample[i]);
     }

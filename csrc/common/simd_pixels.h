@@ -2,6 +2,7 @@
 // only for files that are compiled once per instruction set.
 #pragma once
 
+#include "common/half.h"
 #include "common/simd.h"
 
 namespace fastssl {
@@ -22,6 +23,18 @@ inline void widen(const uint8_t* from, int64_t step, int64_t count, T* to) {
 template <typename T>
 inline void narrow(const T* from, int64_t count, uint8_t* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = uint8_t(int32_t(from[i]));
+}
+
+// As to_bfloat16. Whole vectors of `from` are rounded in place, and then packed, as narrow does.
+inline void narrow_to_bfloat16(float* from, int64_t count, uint16_t* to) {
+  using U = Vec<uint32_t>;
+  for (int64_t i = 0; i < count; i += kLanes<float>) {
+    const Vec<float> x = load<float>(from + i);
+    const U bits = (U)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const U kept = (bits >> 16) | 0x40;
+    store<float>(from + i, (Vec<float>)(x == x ? rounded : kept));
+  }
+  for (int64_t i = 0; i < count; ++i) to[i] = uint16_t(float_to_bits(from[i]));
 }
 
 // Half to even, for |x| < 2^22.
