@@ -2,8 +2,8 @@
 //
 // In this folder *_cpu.* is the CPU's code, *_team.h the algorithm that a team of GPU threads runs
 // (and augment_team.cpp, in tests, threads played on the CPU), *_cuda.* and kernel.cu what launches
-// it. draw.h, filter.h and pixel*.h are the definitions all of them share, operator.h what the
-// operators check.
+// it. draw.h, filter.h, steps.h and pixel*.h are the definitions all of them share, operator.h what
+// the operators check.
 #pragma once
 
 #include <stdint.h>

@@ -56,23 +56,14 @@ void ask_for_large_pages(const Tensor& t) {
 #endif
 }
 
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> augment_draw(
-    const Tensor& sample_ids, const std::optional<Tensor>& shapes, int64_t height, int64_t width,
-    const std::optional<Tensor>& step, int64_t step_value, int64_t seed,
-    const std::vector<double>& recipes, int64_t views) {
+DrawnTensors augment_draw(const Tensor& sample_ids, const std::optional<Tensor>& shapes,
+                          int64_t height, int64_t width, const std::optional<Tensor>& step,
+                          int64_t step_value, int64_t seed, const std::vector<double>& recipes,
+                          int64_t views) {
   check_draw(sample_ids, shapes, height, width, step, recipes, views);
   const int64_t batch = sample_ids.numel();
-  std::tuple<Tensor, Tensor, Tensor, Tensor> drawn{
-      empty(sample_ids, {4, views, batch}, ScalarType::Int),
-      empty(sample_ids, {5, views, batch}, ScalarType::Bool),
-      empty(sample_ids, {views, batch, 4}, ScalarType::Char),
-      empty(sample_ids, {5, views, batch}, ScalarType::Float)};
-  const Params params =
-      params_of(std::get<0>(drawn), std::get<1>(drawn), std::get<2>(drawn), std::get<3>(drawn));
+  const DrawnTensors drawn = empty_drawn(sample_ids, views);
+  const Params params = params_of(drawn);
   const int64_t* ids = static_cast<const int64_t*>(sample_ids.const_data_ptr());
   const int64_t* sizes = shapes ? static_cast<const int64_t*>(shapes->const_data_ptr()) : nullptr;
   if (step) step_value = *static_cast<const int64_t*>(step->const_data_ptr());

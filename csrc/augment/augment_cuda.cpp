@@ -20,27 +20,21 @@ void* current_stream(int32_t device) {
 
 void check(const char* error) { STD_TORCH_CHECK(error == nullptr, "augment: CUDA: ", error); }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> augment_draw(
-    const Tensor& sample_ids, const std::optional<Tensor>& shapes, int64_t height, int64_t width,
-    const std::optional<Tensor>& step, int64_t step_value, int64_t seed,
-    const std::vector<double>& recipes, int64_t views) {
+DrawnTensors augment_draw(const Tensor& sample_ids, const std::optional<Tensor>& shapes,
+                          int64_t height, int64_t width, const std::optional<Tensor>& step,
+                          int64_t step_value, int64_t seed, const std::vector<double>& recipes,
+                          int64_t views) {
   check_draw(sample_ids, shapes, height, width, step, recipes, views);
   const int64_t batch = sample_ids.numel();
   const int32_t device = sample_ids.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return torch::stable::new_empty(sample_ids, shape, type);
-  };
-  std::tuple<Tensor, Tensor, Tensor, Tensor> drawn{
-      empty({4, views, batch}, ScalarType::Int), empty({5, views, batch}, ScalarType::Bool),
-      empty({views, batch, 4}, ScalarType::Char), empty({5, views, batch}, ScalarType::Float)};
+  const DrawnTensors drawn = empty_drawn(sample_ids, views);
   if (batch == 0) return drawn;
   const auto values = [](const std::optional<Tensor>& x) {
     return x ? static_cast<const int64_t*>(x->const_data_ptr()) : nullptr;
   };
   DrawBatch d{};
-  d.params =
-      params_of(std::get<0>(drawn), std::get<1>(drawn), std::get<2>(drawn), std::get<3>(drawn));
+  d.params = params_of(drawn);
   d.ids = static_cast<const int64_t*>(sample_ids.const_data_ptr());
   d.shapes = values(shapes);
   d.step = values(step);

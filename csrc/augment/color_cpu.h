@@ -4,6 +4,7 @@
 
 #include "augment/pixel_pillow.h"
 #include "augment/plane_cpu.h"
+#include "augment/steps.h"
 
 namespace fastssl {
 namespace augment {
@@ -15,40 +16,6 @@ struct Chunk {
   alignas(64) float sample[3][kChunk];
   int32_t channels, count;
 };
-
-struct Step {
-  enum Kind { kJitter, kGray, kSolarize } kind;
-  Op op;
-  float factor;
-};
-
-struct Steps {
-  Step list[8];
-  int32_t count = 0;
-  void add(Step::Kind kind, Op op = kBrightness, float factor = 0) {
-    list[count++] = {kind, op, factor};
-  }
-};
-
-// What the recipe and the draw ask of this view, without the steps that would change nothing.
-inline Steps color_steps(const Job& job) {
-  const Drawn& d = job.drawn;
-  const bool colored = job.channels == 3;
-  const bool gray = d.gray && colored;
-  Steps steps;
-  if (gray && job.settings.gray_first) steps.add(Step::kGray);
-  for (int i = 0; d.jitter && i < 4; ++i) {
-    const Op op = Op(d.order[i]);
-    const float factor = op == kBrightness   ? d.brightness
-                         : op == kContrast   ? d.contrast
-                         : op == kSaturation ? d.saturation
-                                             : d.hue;
-    const bool neutral = factor == (op == kHue ? 0.0f : 1.0f);
-    if (!neutral && (colored || op < kSaturation)) steps.add(Step::kJitter, op, factor);
-  }
-  if (gray && !job.settings.gray_first) steps.add(Step::kGray);
-  return steps;
-}
 
 template <class F>
 inline void for_vectors(const Chunk& chunk, const F& body) {
@@ -80,14 +47,14 @@ inline void map_pixels(Chunk* chunk, const F& map) {
   for_vectors(*chunk, [&](int32_t i) { store_pixel(chunk, i, map(load_pixel(*chunk, i))); });
 }
 
-// The rules of the semantics. `rest` of a blend is 1 - factor, rounded as torchvision rounds it.
+// The rules of the semantics.
 template <class P>
 struct Rules {
   using V = Vec<float>;
   static V gray(const Pixel<V>& p) { return luma<P::kLevels, V>(p); }
   static V brightness(V x, float factor) { return brighten<P::kLevels, V>(x, factor); }
-  static V blended(V x, V other, float factor) {
-    return blend<P::kLevels, V>(x, other, factor, float(1.0 - double(factor)));
+  static V blended(V x, V other, const Step& step) {
+    return blend<P::kLevels, V>(x, other, step.factor, step.rest);
   }
   static float mean(double sum, double count) { return float(sum) / float(count); }
   static void hue(Chunk* chunk, float turn) {
@@ -100,7 +67,9 @@ struct Rules<Pil> {
   using V = Vec<float>;
   static V gray(const Pixel<V>& p) { return pillow_luma<V>(p); }
   static V brightness(V x, float factor) { return pillow_blend<V>(x, V{}, factor); }
-  static V blended(V x, V other, float factor) { return pillow_blend<V>(x, other, factor); }
+  static V blended(V x, V other, const Step& step) {
+    return pillow_blend<V>(x, other, step.factor);
+  }
   static float mean(double sum, double count) { return float(floor_of(sum / count + 0.5)); }
   static void hue(Chunk* chunk, float turn) {
     using D = Vec<double>;
@@ -121,25 +90,25 @@ template <class P>
 void apply_step(const Job& job, const Step& step, float mean, Chunk* chunk) {
   using V = Vec<float>;
   const float factor = step.factor;
-  if (step.kind == Step::kGray) {
+  if (step.kind == kGray) {
     map_pixels(chunk, [](const Pixel<V>& p) {
       const V y = Rules<P>::gray(p);
       return Pixel<V>{y, y, y};
     });
-  } else if (step.kind == Step::kSolarize) {
+  } else if (step.kind == kSolarize) {
     const float top = P::kLevels ? 255.0f : 1.0f;
     const V threshold = Math<V>::set(float(job.settings.solarize_threshold) / (255.0f / top));
     map_samples(chunk, [&](V x) { return x >= threshold ? top - x : x; });
-  } else if (step.op == kBrightness) {
+  } else if (step.kind == kBrightness) {
     map_samples(chunk, [&](V x) { return Rules<P>::brightness(x, factor); });
-  } else if (step.op == kContrast) {
+  } else if (step.kind == kContrast) {
     const V other = Math<V>::set(mean);
-    map_samples(chunk, [&](V x) { return Rules<P>::blended(x, other, factor); });
-  } else if (step.op == kSaturation) {
+    map_samples(chunk, [&](V x) { return Rules<P>::blended(x, other, step); });
+  } else if (step.kind == kSaturation) {
     map_pixels(chunk, [&](const Pixel<V>& p) {
       const V y = Rules<P>::gray(p);
-      return Pixel<V>{Rules<P>::blended(p.r, y, factor), Rules<P>::blended(p.g, y, factor),
-                      Rules<P>::blended(p.b, y, factor)};
+      return Pixel<V>{Rules<P>::blended(p.r, y, step), Rules<P>::blended(p.g, y, step),
+                      Rules<P>::blended(p.b, y, step)};
     });
   } else {
     Rules<P>::hue(chunk, factor);
@@ -248,7 +217,7 @@ double sweep(const Job& job, const Planes<typename P::Sample>& planes, const Ste
   for (int64_t first = 0; first < pixels; first += kChunk) {
     chunk->count = int32_t(least<int64_t>(kChunk, pixels - first));
     load_chunk(planes, first, chunk);
-    for (int32_t i = begin; i < end; ++i) apply_step<P>(job, steps.list[i], mean, chunk);
+    for (int32_t i = begin; i < end; ++i) apply_step<P>(job, steps.step[i], mean, chunk);
     if (summed) sum += gray_sum<P>(*chunk);
     if (last) {
       emit<P>(job, first, chunk);
@@ -266,8 +235,7 @@ void recolor(const Job& job, const Planes<typename P::Sample>& planes, const Ste
   const double pixels = double(planes.height) * planes.width;
   int32_t begin = 0;
   float mean = 0;
-  for (int32_t i = 0; i < steps.count; ++i) {
-    if (steps.list[i].kind != Step::kJitter || steps.list[i].op != kContrast) continue;
+  for (int32_t i = steps.next_contrast(0); i < steps.count; i = steps.next_contrast(i + 1)) {
     mean = Rules<P>::mean(sweep<P>(job, planes, steps, begin, i, 0, true, false, chunk), pixels);
     begin = i;
   }

@@ -135,7 +135,7 @@ struct Box {
 };
 
 FASTSSL_HD inline Box pillow_box(float sigma) {
-  sigma = least(greatest(sigma, 0.0f), 1e4f);  // a box far wider than any view, and no overflow
+  sigma = least(greatest(0.0f, sigma), 1e4f);  // a box far wider than any view, and no overflow
   const float variance = sigma * sigma / 3;
   const float length = float(square_root(12.0 * double(variance) + 1.0));
   const float whole = float(floor_of((double(length) - 1.0) / 2.0));

@@ -26,10 +26,11 @@ void make_view(const Job& job, void* scratch) {
   const Planes<typename P::Sample> planes(job, &arena);
   Chunk* chunk = arena.take<Chunk>(1);
   resample<P>(job, planes, arena);
-  Steps steps = color_steps(job);
+  Steps steps;
+  steps.read(job);
   const Drawn& drawn = job.drawn;
   if (drawn.blur) {
-    const bool gray = drawn.gray && !job.settings.gray_first && planes.channels == 3;
+    const bool gray = steps.gray_last();
     recolor<P>(job, planes, steps, false, chunk);
     blur(job, planes, gray ? 1 : planes.channels, arena);
     for (int32_t c = 1; gray && c < planes.channels; ++c) {
@@ -38,7 +39,7 @@ void make_view(const Job& job, void* scratch) {
     }
     steps.count = 0;
   }
-  if (drawn.solarize) steps.add(Step::kSolarize);
+  if (drawn.solarize) steps.add(kSolarize, 0);
   recolor<P>(job, planes, steps, true, chunk);
 }
 

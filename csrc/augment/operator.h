@@ -2,6 +2,8 @@
 // looked at: that would wait for it.
 #pragma once
 
+#include <initializer_list>
+#include <tuple>
 #include <vector>
 
 #include "augment/augment.h"
@@ -39,6 +41,17 @@ inline void check_draw(const Tensor& sample_ids, const std::optional<Tensor>& sh
                   "recipes must hold ", kRecipeNumbers, " numbers for each view");
 }
 
+using DrawnTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+inline DrawnTensors empty_drawn(const Tensor& sample_ids, int64_t views) {
+  const int64_t batch = sample_ids.numel();
+  const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    return torch::stable::new_empty(sample_ids, shape, type);
+  };
+  return {empty({4, views, batch}, ScalarType::Int), empty({5, views, batch}, ScalarType::Bool),
+          empty({views, batch, 4}, ScalarType::Char), empty({5, views, batch}, ScalarType::Float)};
+}
+
 inline Params params_of(const Tensor& geometry, const Tensor& gates, const Tensor& order,
                         const Tensor& factors) {
   return {static_cast<int32_t*>(geometry.mutable_data_ptr()),
@@ -47,6 +60,10 @@ inline Params params_of(const Tensor& geometry, const Tensor& gates, const Tenso
           static_cast<float*>(factors.mutable_data_ptr()),
           geometry.size(1),
           geometry.size(2)};
+}
+
+inline Params params_of(const DrawnTensors& drawn) {
+  return params_of(std::get<0>(drawn), std::get<1>(drawn), std::get<2>(drawn), std::get<3>(drawn));
 }
 
 // The arguments of augment_apply, checked.

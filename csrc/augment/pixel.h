@@ -16,18 +16,9 @@ struct Pixel {
   V r, g, b;
 };
 
-// NaN in `a` stays.
-template <class V>
-FASTSSL_HD inline V lower(V a, V b) {
-  return b < a ? b : a;
-}
-template <class V>
-FASTSSL_HD inline V upper(V a, V b) {
-  return b > a ? b : a;
-}
 template <class V>
 FASTSSL_HD inline V clamped(V x, float bound) {
-  return lower<V>(upper<V>(x, Math<V>::set(0)), Math<V>::set(bound));
+  return least<V>(greatest<V>(x, Math<V>::set(0)), Math<V>::set(bound));
 }
 
 template <bool levels, class V>
@@ -59,7 +50,7 @@ FASTSSL_HD inline Pixel<V> turn_hue(const Pixel<V>& p, float turn) {
   const V zero = Math<V>::set(0), one = Math<V>::set(1);
   const float unit = levels ? float(1.0 / 255.0) : 1.0f;
   const V r = p.r * unit, g = p.g * unit, b = p.b * unit;
-  const V most = upper<V>(upper<V>(r, g), b), range = most - lower<V>(lower<V>(r, g), b);
+  const V most = greatest<V>(greatest<V>(r, g), b), range = most - least<V>(least<V>(r, g), b);
   const auto gray = range == zero;
   const V s = range / (gray ? one : most), divisor = gray ? one : range;
   // (first - second) / range lies in [-1, 1] about the axis of the largest channel.

@@ -16,8 +16,8 @@ FASTSSL_HD inline double pillow_turn(float hue) {
 template <class D>
 FASTSSL_HD inline Pixel<D> pillow_turn_hue(const Pixel<D>& p, double turn) {
   const D zero = Math<D>::set(0), one = Math<D>::set(1);
-  const D most = upper<D>(upper<D>(p.r, p.g), p.b);
-  const D range = most - lower<D>(lower<D>(p.r, p.g), p.b);
+  const D most = greatest<D>(greatest<D>(p.r, p.g), p.b);
+  const D range = most - least<D>(least<D>(p.r, p.g), p.b);
   const auto gray = range == zero;
   const D divisor = gray ? one : range;
   const auto red = p.r == most, green = p.g == most;

@@ -4,6 +4,7 @@
 #include "augment/augment.h"
 #include "augment/filter.h"
 #include "augment/pixel_pillow.h"
+#include "augment/steps.h"
 #include "common/team.h"
 
 namespace fastssl {
@@ -96,53 +97,6 @@ FASTSSL_TEAM inline typename R::Work load_sample(const float* from) {
   return typename R::Work(R::kLevels ? floor_of(clamped<float>(x, 1.0f) * 255.999f) : x);
 }
 
-struct Step {
-  int32_t kind;        // of Op, or kGray
-  float factor, rest;  // `rest` of a blend is 1 - factor, rounded as torchvision rounds it
-};
-constexpr int32_t kGray = 4;
-
-// What the recipe and the draw ask of this view, without the steps that would change nothing.
-struct Steps {
-  Step step[6];
-  int32_t count;
-
-  FASTSSL_TEAM void add(int32_t kind, float factor) {
-    step[count++] = {kind, factor, float(1.0 - double(factor))};
-  }
-
-  FASTSSL_TEAM void read(const Job& job) {
-    const Drawn& d = job.drawn;
-    const bool colored = job.channels == 3;
-    count = 0;
-    if (d.gray && colored && job.settings.gray_first) add(kGray, 0);
-    for (int i = 0; d.jitter && i < 4; ++i) {
-      const int op = d.order[i];
-      const float factor = op == kBrightness   ? d.brightness
-                           : op == kContrast   ? d.contrast
-                           : op == kSaturation ? d.saturation
-                                               : d.hue;
-      const bool neutral = factor == (op == kHue ? 0.0f : 1.0f);
-      if (!neutral && (colored || op < kSaturation)) add(op, factor);
-    }
-    if (d.gray && colored && !job.settings.gray_first) add(kGray, 0);
-  }
-
-  // Contrast needs the mean of what came before it, so that it begins a sweep over the view.
-  FASTSSL_TEAM int32_t next_contrast(int32_t from) const {
-    while (from < count && step[from].kind != kContrast) ++from;
-    return from;
-  }
-
-  // Whether the first `end` steps leave the channels alike: one of them is kept then.
-  FASTSSL_TEAM bool gray_after(int32_t end) const {
-    for (int32_t i = 0; i < end; ++i) {
-      if (step[i].kind == kGray) return true;
-    }
-    return false;
-  }
-};
-
 template <Semantics semantics>
 struct Colors {
   static constexpr bool kLevels = Rules<semantics>::kLevels, kPillow = Rules<semantics>::kPillow;
@@ -195,7 +149,7 @@ struct Colors {
 template <Semantics semantics>
 FASTSSL_TEAM inline int64_t summand(float gray) {
   if (Rules<semantics>::kLevels) return int32_t(gray);
-  return int64_t(lower<float>(upper<float>(gray, -8.0f), 8.0f) * 0x1p36f);
+  return int64_t(least(greatest(gray, -8.0f), 8.0f) * 0x1p36f);
 }
 
 template <Semantics semantics>

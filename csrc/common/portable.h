@@ -36,13 +36,14 @@ inline double square_root(double x) { return __builtin_sqrt(x); }
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 #endif
 
+// Of numbers, or of the lanes of vectors; NaN in `a` stays, and in `b` is ignored.
 template <typename T>
 FASTSSL_HD inline T least(T a, T b) {
-  return a < b ? a : b;
+  return b < a ? b : a;
 }
 template <typename T>
 FASTSSL_HD inline T greatest(T a, T b) {
-  return a > b ? a : b;
+  return b > a ? b : a;
 }
 
 // e^x with the same bits everywhere: libraries differ in the last one. |x| counts up to 700.
