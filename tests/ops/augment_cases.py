@@ -156,3 +156,10 @@ def levels(x, p, size, **settings):
 def unit(x, p, size, **settings):
     """The views as float32 in [0, 1]."""
     return apply(x, p, size=size, mean=None, std=None, **settings)
+
+
+def drawn_factors(seed):
+    """Factors of the four jitter operations, [24] each, as strong as SimCLR's."""
+    g = torch.Generator().manual_seed(seed)
+    strong = {n: 0.2 + 1.6 * torch.rand(24, generator=g) for n in list(NEUTRAL)[:3]}
+    return strong | {"hue": 0.4 * torch.rand(24, generator=g) - 0.2}

@@ -8,6 +8,7 @@ import torch
 from augment_cases import (
     ORDERS,
     agree,
+    drawn_factors,
     flat,
     levels,
     noise,
@@ -106,12 +107,8 @@ def test_jitter_operations(name, factors, semantics, impl):
 @pytest.mark.parametrize("semantics", SEMANTICS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_orders_of_the_jitter(seed, semantics, impl):
-    g = torch.Generator().manual_seed(seed)
     x = torch.cat([noise(8, 40, 40), photo(8, 40, 40), flat(40, 40)])
-    factors = {n: 0.2 + 1.6 * torch.rand(24, generator=g) for n in ("brightness", "saturation")}
-    factors["contrast"] = 0.2 + 1.6 * torch.rand(24, generator=g)
-    factors["hue"] = 0.4 * torch.rand(24, generator=g) - 0.2
-    p = params(1, 24, 40, 40, jitter=True, order=ORDERS, **factors)
+    p = params(1, 24, 40, 40, jitter=True, order=ORDERS, **drawn_factors(seed))
     check(x, p, 40, impl, semantics, further=1e-5)
 
 

@@ -6,6 +6,7 @@ from augment_cases import (
     ORDERS,
     agree,
     disagreement,
+    drawn_factors,
     flat,
     levels,
     noise,
@@ -103,12 +104,8 @@ def test_jitter_operations(name, factors, semantics, impl):
 
 @pytest.mark.parametrize("semantics", SEMANTICS)
 def test_all_orders_of_the_jitter(semantics, impl):
-    g = torch.Generator().manual_seed(1)
     x = torch.cat([noise(8, 48, 48), photo(8, 48, 48), flat(48, 48)])
-    factors = {n: 0.2 + 1.6 * torch.rand(24, generator=g) for n in ("brightness", "saturation")}
-    factors["contrast"] = 0.2 + 1.6 * torch.rand(24, generator=g)
-    factors["hue"] = 0.4 * torch.rand(24, generator=g) - 0.2
-    p = params(1, 24, 48, 48, jitter=True, order=ORDERS, **factors)
+    p = params(1, 24, 48, 48, jitter=True, order=ORDERS, **drawn_factors(1))
     compare(x, p, 48, impl, semantics, further=1e-5)
 
 
