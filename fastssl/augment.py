@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl._dispatch import check_impl
+from fastssl._random import checked_seed
 from fastssl.ops import augment as _ops
 from fastssl.ops.augment import (
     IMAGENET_MEAN,
@@ -96,7 +97,7 @@ class Augment(nn.Module):
         super().__init__()
         _ops.checked_recipes(recipes)
         self.recipes = tuple(recipes)
-        self.seed = _ops.checked_seed(seed)
+        self.seed = checked_seed(seed)
         self.mean, self.std, self.dtype = mean, std, dtype
         self.memory_format, self.semantics, self.impl = memory_format, semantics, impl
         self.name, self.provenance = type(self).__name__, ""
@@ -178,7 +179,7 @@ class Augment(nn.Module):
 
     def set_extra_state(self, state: dict) -> None:
         """What `load_state_dict` calls."""
-        self.seed = _ops.checked_seed(state["seed"])
+        self.seed = checked_seed(state["seed"])
 
     def extra_repr(self) -> str:
         """The recipes, equal neighbours once, and the arguments."""

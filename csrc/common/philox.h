@@ -11,7 +11,7 @@ namespace fastssl {
 namespace {
 
 // What a counter's draws are for: operators never share numbers.
-enum class Purpose : uint32_t { kAugment = 0 };
+enum class Purpose : uint32_t { kAugment = 0, kMask = 1, kTokens = 2, kPretext = 3 };
 
 struct Words {
   uint32_t word[4];

@@ -7,9 +7,9 @@ import torch
 from augment_cases import ORDERS, noise
 
 from fastssl._library import _C
+from fastssl._random import exp_, philox
 from fastssl.ops.augment import PackedImages, Recipe, draw
 from fastssl.ops.augment import images as _images
-from fastssl.ops.augment.reference_draw import exp_, philox
 
 FULL = Recipe(
     32,

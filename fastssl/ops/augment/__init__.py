@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.augment import images as _images
 from fastssl.ops.augment import reference, reference_draw, schema  # noqa: F401 (registers both)
 from fastssl.ops.augment.geometry import apply_geometry
@@ -151,27 +152,8 @@ def raw_draw(batch, numbers: list[float], seed: int, step, sample_ids, impl: str
     """What `draw` does, in the raw operator's tensors."""
     images, size = batch.images, batch.size
     checked_seed(seed)
-    if isinstance(step, Tensor):
-        if step.dim() != 0 or step.dtype != torch.int64:
-            got = f"{step.dtype} {tuple(step.shape)}"
-            raise ValueError(f"step: got {got}, a tensor must be 0-d int64")
-        if step.device != images.device:
-            raise ValueError(f"step: got device {step.device}, must be that of x, {images.device}")
-        counter, value = step, 0
-    else:
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise TypeError(f"step: got {step!r}, must be an integer or a 0-d int64 tensor")
-        if not 0 <= step < 1 << 32:
-            raise ValueError(f"step: got {step}, must be in [0, 2^32)")
-        counter, value = None, step
-    if sample_ids is None:
-        sample_ids = torch.arange(size, device=images.device)
-    elif not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
-        got = getattr(sample_ids, "dtype", type(sample_ids).__name__)
-        raise TypeError(f"sample_ids: got {got}, must be an int64 tensor")
-    elif sample_ids.shape != (size,):
-        raise ValueError(f"sample_ids: got shape {tuple(sample_ids.shape)}, must be ({size},)")
-    sample_ids = sample_ids.to(images.device, non_blocking=True).contiguous()
+    counter, value = checked_step(step, images.device, "x")
+    sample_ids = checked_ids(sample_ids, size, images.device)
     chosen = _dispatch.choose("augment", impl, images.device)
     function = reference_draw.draw if chosen == "reference" else torch.ops.fastssl.augment_draw
     views = len(numbers) // reference_draw.NUMBERS
@@ -197,12 +179,3 @@ def checked_recipes(recipes) -> None:
             raise TypeError(f"recipes[{i}]: got {type(recipe).__name__}, must be a Recipe")
     if len(recipes) >= 1 << 16:
         raise ValueError(f"recipes: got {len(recipes)}, must be fewer than 65536")
-
-
-def checked_seed(seed) -> int:
-    """The seed itself; raises where it is no integer in [0, 2^63)."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: got {seed!r}, must be an integer")
-    if not 0 <= seed < 1 << 63:
-        raise ValueError(f"seed: got {seed}, must be in [0, 2^63)")
-    return seed

@@ -1,57 +1,19 @@
 """The parameters of all views, in plain PyTorch: the same bits on every device.
 
-Random words come from Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
-2011), keyed by the seed and counted by (sample id, step, purpose, view, block), so that an image's
-draw depends on nothing else. All arithmetic is in float64 with every operation rounded on its own:
-products, sums, quotients, square roots and `exp_` below give the same bits everywhere.
+Random words come from `fastssl._random`. All arithmetic is in float64 with every operation rounded
+on its own: products, sums, quotients, square roots and `exp_` give the same bits everywhere.
 """
 
 import itertools
-import math
 
 import torch
 from torch import Tensor
 
-PURPOSE = 0  # of the random words: augmentation
+from fastssl._random import Purpose, exp_, uniform, words_of
+
 ATTEMPTS = 10  # at a crop of the drawn area and ratio, as in torchvision
 NUMBERS = 21  # that describe a recipe to the operator; `Recipe.numbers` has their order
 ORDERS = tuple(itertools.permutations(range(4)))  # of the jitter, lexicographic
-_WORD = 0xFFFFFFFF
-
-
-def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Four random 32-bit words from a counter of four; words are int64 tensors that broadcast."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64, sign bit included
-        c0, c1, c2, c3 = (
-            (p1 >> 32) & _WORD ^ c1 ^ k0,
-            p1 & _WORD,
-            (p0 >> 32) & _WORD ^ c3 ^ k1,
-            p0 & _WORD,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
-    return [c0, c1, c2, c3]
-
-
-def uniform(word: Tensor) -> Tensor:
-    """A number in [0, 1), exact in float64."""
-    return word.double() * 2.0**-32
-
-
-def exp_(x: Tensor) -> Tensor:
-    """exp(x) in float64 from products and sums alone: libraries differ in the last bit of theirs.
-
-    x = k log 2 + r, with log 2 in two parts so that r is exact enough; a Taylor series for exp(r).
-    """
-    k = torch.round(x * 1.4426950408889634)
-    r = (x - k * 0.693147180369123816490) - k * 1.90821492927058770002e-10
-    p = torch.full_like(r, 1.0 / math.factorial(13))
-    for n in range(12, -1, -1):
-        p = p * r
-        p = p + 1.0 / math.factorial(n)
-    return p * ((k.long() + 1023) << 52).view(torch.float64)
 
 
 def draw(
@@ -73,10 +35,7 @@ def draw(
     view = torch.arange(views, device=device).unsqueeze(-1)  # [V, 1], against samples [B]
 
     def words(block: int) -> Tensor:
-        last = PURPOSE << 28 | view << 12 | block
-        counter = [sample_ids & _WORD, (sample_ids >> 32) & _WORD, step & _WORD, last]
-        found = philox(counter, (seed & _WORD, seed >> 32 & _WORD))
-        return torch.stack(torch.broadcast_tensors(*found))  # [4, V, B]
+        return words_of(seed, step, sample_ids, Purpose.AUGMENT, view << 12 | block)  # [4, V, B]
 
     one, two, three = words(0), words(1), words(2)
     flip, jitter, gray, blur = uniform(one)
