@@ -1,11 +1,5 @@
 // CPU operators: check what protects memory, share views among threads, register.
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -14,6 +8,7 @@
 #include "augment/draw.h"
 #include "augment/operator.h"
 #include "common/cpu.h"
+#include "common/memory.h"
 #include "common/stable.h"
 
 namespace fastssl {
@@ -21,40 +16,6 @@ namespace augment {
 namespace {
 
 const Kernels& kernels() { return FASTSSL_SELECT(kKernels); }
-
-// Memory of one thread: grows to what its largest view needs.
-class Scratch {
- public:
-  void* at_least(int64_t bytes) {
-    if (bytes > size_) {
-      memory_.reset(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)));
-      size_ = bytes;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  int64_t size_ = 0;
-};
-
-// Views of a batch are many megabytes that the allocator has just got: written in small pages, each
-// of which the kernel clears when it is first touched, they took as long as making them. Large
-// pages are 512 times fewer. Memory that is in use already stays as it is.
-void ask_for_large_pages(const Tensor& t) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kPage = uintptr_t(1) << 21;
-  const uintptr_t data = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t begin = (data + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (data + uintptr_t(t.numel()) * t.element_size()) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)t;
-#endif
-}
 
 DrawnTensors augment_draw(const Tensor& sample_ids, const std::optional<Tensor>& shapes,
                           int64_t height, int64_t width, const std::optional<Tensor>& step,

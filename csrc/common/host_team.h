@@ -24,6 +24,7 @@ struct HostTeam : Team {
 
   void sync() const;
   int64_t sum(int64_t x) const;
+  double sum(double x) const;
 };
 
 // Threads take their turns forwards (order 0), backwards (1), or shuffled anew after each barrier,
@@ -34,7 +35,8 @@ class HostStage {
       : order_(order),
         random_(uint64_t(order)),
         fibers_(size_t(threads)),
-        partial_(size_t(threads)) {
+        partial_(size_t(threads)),
+        fractions_(size_t(threads)) {
     for (Fiber& fiber : fibers_) fiber.stack.resize(1 << 18);
   }
 
@@ -90,6 +92,7 @@ class HostStage {
   ucontext_t main_;
   std::vector<Fiber> fibers_;
   std::vector<int64_t> partial_;
+  std::vector<double> fractions_;
   const std::function<void(const HostTeam&)>* body_ = nullptr;
 };
 
@@ -101,6 +104,14 @@ inline int64_t HostTeam::sum(int64_t x) const {
   stage->partial_[size_t(rank)] = x;
   sync();
   const int64_t total = std::accumulate(stage->partial_.begin(), stage->partial_.end(), int64_t{0});
+  sync();
+  return total;
+}
+
+inline double HostTeam::sum(double x) const {
+  stage->fractions_[size_t(rank)] = x;
+  sync();
+  const double total = std::accumulate(stage->fractions_.begin(), stage->fractions_.end(), 0.0);
   sync();
   return total;
 }

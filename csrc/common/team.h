@@ -2,8 +2,8 @@
 // part of a thread block in CUDA, and in tests a HostTeam (common/host_team.h).
 //
 // Items are dealt out by `for_each`; what other threads wrote may be read after `sync` and no
-// earlier; `sum` adds up what each thread has, and is a `sync`, too. All threads of a team call the
-// same things in the same order.
+// earlier; `sum` adds up what each thread has, always in the same order, and is a `sync`, too. All
+// threads of a team call the same things in the same order.
 #pragma once
 
 #include "common/portable.h"
@@ -67,6 +67,28 @@ struct CudaTeam : Team {
     for (int32_t warp = 0; warp < size / 32; ++warp) total += partial[warp];
     sync();
     return total;
+  }
+
+  __device__ double sum(double x) const {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    if (rank % 32 == 0) partial[rank / 32] = __double_as_longlong(x);
+    sync();
+    double total = 0;
+    for (int32_t warp = 0; warp < size / 32; ++warp) total += __longlong_as_double(partial[warp]);
+    sync();
+    return total;
+  }
+};
+
+// One warp, which needs no barrier of its block.
+struct WarpTeam : Team {
+  __device__ void sync() const { __syncwarp(); }
+
+  template <class T>
+  __device__ T sum(T x) const {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
+    sync();
+    return x;
   }
 };
 #endif

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._autograd import applied
 from fastssl.ops.nt_xent import cuda, reference, schema  # noqa: F401 (cuda registers kernels)
 
 _dispatch.register("nt_xent", cpu="cpu", cuda="triton")
@@ -193,12 +194,4 @@ class _NTXentBackward(torch.autograd.Function):
         return *second, *[None] * (10 - len(second))
 
 
-# Function.apply binds default arguments through `inspect` (70 of 100 us a call) before it comes to
-# its base class, which is all that a call outside of torch.func and torch.compile needs.
-_apply = super(torch.autograd.Function, _NTXent).apply
-
-
-def _differentiable(*arguments):
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _NTXent.apply(*arguments)
-    return _apply(*arguments)
+_differentiable = applied(_NTXent)

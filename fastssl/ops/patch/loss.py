@@ -1,0 +1,156 @@
+"""The reconstruction loss of masked image modelling, without its target."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastssl import _dispatch
+from fastssl._autograd import applied
+from fastssl.ops.patch import reference
+from fastssl.ops.patch.checks import (
+    checked_floating,
+    checked_images,
+    checked_normalization,
+    checked_plan,
+)
+from fastssl.ops.patch.layout import ORDERS, checked_order, checked_patch, grid_of
+from fastssl.ops.patch.plan import MaskPlan
+from fastssl.ops.patch.schema import KINDS, STATISTICS
+
+
+def masked_patch_loss(
+    images: Tensor,
+    pred: Tensor,
+    plan: MaskPlan,
+    patch_size: int | Sequence[int],
+    norm_pix: bool = True,
+    kind: str = "mse",
+    statistics: str = "patch",
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    *,
+    order: str = "pqc",
+    impl: str = "auto",
+) -> Tensor:
+    """Mean reconstruction loss over the removed patches of a batch; gradient in the same pass.
+
+    The target is `patchify((images - mean) / std)`, with `norm_pix` each patch made zero-mean and
+    of variance one. It is never stored, and nothing is read of kept patches. The gradient is
+    computed along with the loss and kept until `backward`. With uint8 images the statistics of a
+    patch come from exact sums of whole numbers.
+
+    Args:
+        images: [B, C, *space], one to three axes of space, any strides: uint8, of which a level
+            counts as its 255th part, or floating-point. They get no gradient.
+        pred: of all patches, [B, L, P] in raster order; or of the removed ones alone,
+            [B, L - K, P] in the order of `plan.ids_removed`. float16, bfloat16, float32 or float64.
+        plan: which patches were removed.
+        patch_size: one number, or one for each axis of space.
+        norm_pix: normalise the pixels of each patch.
+        kind: "mse"; "l1"; "smooth_l1" (beta 1); each a mean over the P numbers of a patch; or
+            "cosine", 1 - cosine of prediction and target.
+        statistics: of a patch's normalisation. "patch": over all channels together,
+            (x - mean) / sqrt(var + 1e-6), as MAE (He et al. 2022) has it; "patch_channel": for each
+            channel, (x - mean) / (sqrt(var) + 1e-6), as VideoMAE (Tong et al. 2022). Both with the
+            unbiased variance.
+        mean: subtracted from the images, a number for each channel or for all, in units of [0, 1];
+            None for 0.
+        std: divided by; None for 1.
+        order: of the numbers in a patch, "pqc" as MAE, or "cpq"; see `patchify`.
+        impl: "auto", or one of "reference", "cpu", "cuda" by name.
+
+    Returns:
+        0-d, float64 for float64 predictions and float32 otherwise. 0 where no patch is removed (a
+        mean over nothing, NaN, elsewhere). Sums are made in a fixed order: the same bits from call
+        to call and for any number of threads. The second derivative goes through the reference.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a value, shape or device is not acceptable.
+        RuntimeError: `impl` cannot run here.
+    """
+    patch = checked_patch(images, patch_size)
+    checked_images(images)
+    if images.requires_grad:
+        raise ValueError("images: requires a gradient, there is none for the target; detach it")
+    checked_floating("pred", pred, 3, "[B, L, P] or [B, L - K, P]")
+    parts = checked_plan(plan, "images", images, math.prod(grid_of(images, patch)))
+    width, removed = images.shape[1] * math.prod(patch), plan.length - plan.keep
+    if pred.shape[0] != images.shape[0] or pred.device != images.device:
+        got = f"B = {pred.shape[0]} on {pred.device}"
+        raise ValueError(f"pred: got {got}, images have {images.shape[0]} on {images.device}")
+    if pred.shape[2] != width:
+        raise ValueError(f"pred: got width {pred.shape[2]}, must be P = {width}")
+    if pred.shape[1] != plan.length and (plan.keep_lengths is not None or pred.shape[1] != removed):
+        masked_only = "" if plan.keep_lengths is not None else f" or L - K = {removed}"
+        raise ValueError(
+            f"pred: got {pred.shape[1]} patches, must be L = {plan.length}{masked_only}"
+        )
+    for name, value, known in (("kind", kind, KINDS), ("statistics", statistics, STATISTICS)):
+        if value not in known:
+            raise ValueError(f"{name}: got {value!r}, must be one of {', '.join(known)}")
+    if not isinstance(norm_pix, bool):
+        raise TypeError(f"norm_pix: got {norm_pix!r}, must be True or False")
+    sample = width if statistics == "patch" else math.prod(patch)
+    if norm_pix and sample < 2:
+        raise ValueError("patch_size: norm_pix needs at least two numbers to take a variance of")
+    mean, std = checked_normalization(mean, std, images.shape[1])
+    index = ORDERS.index(checked_order(order))
+    _dispatch.choose("patch", impl, images.device)
+    how = (patch, norm_pix, kind, statistics, mean, std, order)
+    if impl == "reference":
+        return reference.masked_patch_loss(images, pred, plan, *how)
+    differentiable = pred.requires_grad and torch.is_grad_enabled()
+    numbers = (norm_pix, KINDS.index(kind), STATISTICS.index(statistics), index)
+    options = (patch, mean, std, *numbers)
+    return _loss(pred, images, *parts, *options, differentiable, plan.grid)[0]
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(pred, images, *options):
+        return torch.ops.fastssl.patch_loss(images, pred, *options[:-1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pred, images, *plan, ctx.keep = inputs[:6]
+        ctx.options = inputs[6:]
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
+        ctx.traced = torch.compiler.is_compiling()
+        ctx.gradient = None if ctx.traced else gradient
+        ctx.save_for_backward(pred, images, *plan, gradient if ctx.traced else None)
+
+    @staticmethod
+    def backward(ctx, upstream, _):
+        *tensors, gradient = ctx.saved_tensors
+        if ctx.traced:
+            return gradient * upstream.to(gradient.dtype), *[None] * 14
+        if torch.is_grad_enabled():
+            return _reference_gradient(ctx, tensors, upstream), *[None] * 14
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:  # used up by an earlier backward, which scaled it in place
+            pred, images, *plan = tensors
+            *options, _, _ = ctx.options
+            arguments = (images, pred, *plan, ctx.keep, *options, True)
+            gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
+        torch.ops.fastssl.patch_scale_(gradient, upstream)
+        return gradient, *[None] * 14
+
+
+def _reference_gradient(ctx, tensors, upstream) -> Tensor:
+    """The gradient as a differentiable function of prediction and upstream."""
+    pred, images, shuffle, restore, lengths = tensors
+    patch, mean, std, norm_pix, kind, statistics, order, _, grid = ctx.options
+    mask = restore >= (ctx.keep if lengths is None else lengths.unsqueeze(1))
+    plan = MaskPlan(shuffle, restore, mask, ctx.keep, grid, lengths)
+    names = (KINDS[kind], STATISTICS[statistics])
+    loss = reference.masked_patch_loss(
+        images, pred, plan, patch, norm_pix, *names, mean, std, ORDERS[order]
+    )
+    return torch.autograd.grad(loss, pred, upstream, create_graph=True)[0]
+
+
+_loss = applied(_Loss)
