@@ -60,29 +60,31 @@ inline void make_target(const LossJob& job, int64_t b, int64_t l, const LossScra
   if (!planar) interleave(s.pixels, channels, area, s.target);
 }
 
-// Adds up in lanes, and lanes in float64 every 256 vectors.
+// Adds up in lanes, and those in float64 every few vectors: what is small beside the sum counts.
 template <typename T>
 class Total {
  public:
   void add(Vec<T> x) {
     lanes_ += x;
-    if (++added_ == 256) flush();
+    if (++added_ == 16) flush();
   }
   double value() {
     flush();
-    return total_;
+    return lane_sum<double>(total_);
   }
 
  private:
   void flush() {
-    for (int k = 0; k < kLanes<T>; ++k) total_ += double(lanes_[k]);
+    T lanes[kLanes<T>];
+    store<T>(lanes, lanes_);
+    for (int k = 0; k < kLanes<T>; k += kLanes<double>) total_ += load_double<T>(lanes + k);
     lanes_ = Vec<T>{};
     added_ = 0;
   }
 
   Vec<T> lanes_{};
+  Vec<double> total_{};
   int added_ = 0;
-  double total_ = 0;
 };
 
 template <typename T>

@@ -119,6 +119,7 @@ class _Loss(torch.autograd.Function):
         ctx.options = inputs[6:]
         _, gradient = output
         ctx.mark_non_differentiable(gradient)
+        ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradient
         ctx.traced = torch.compiler.is_compiling()
         ctx.gradient = None if ctx.traced else gradient
         ctx.save_for_backward(pred, images, *plan, gradient if ctx.traced else None)
@@ -126,10 +127,13 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         *tensors, gradient = ctx.saved_tensors
+        nothing = [None] * 14
+        if upstream is None:
+            return None, *nothing
         if ctx.traced:
-            return gradient * upstream.to(gradient.dtype), *[None] * 14
+            return gradient * upstream.to(gradient.dtype), *nothing
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, tensors, upstream), *[None] * 14
+            return _reference_gradient(ctx, tensors, upstream), *nothing
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # used up by an earlier backward, which scaled it in place
             pred, images, *plan = tensors
@@ -137,7 +141,7 @@ class _Loss(torch.autograd.Function):
             arguments = (images, pred, *plan, ctx.keep, *options, True)
             gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
         torch.ops.fastssl.patch_scale_(gradient, upstream)
-        return gradient, *[None] * 14
+        return gradient, *nothing
 
 
 def _reference_gradient(ctx, tensors, upstream) -> Tensor:
