@@ -4,6 +4,7 @@
 
 #include "common/cpu.h"
 #include "common/peak.h"
+#include "patch/permutations.h"
 
 #ifndef FASTSSL_HAS_CUDA
 #define FASTSSL_HAS_CUDA false
@@ -23,6 +24,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("fma_rate", &fastssl::fma_rate, pybind11::arg("seconds") = 0.5,
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Floating-point operations per second of multiply-adds in registers, on all threads.");
+  m.def(
+      "hamming_permutations",
+      [](int64_t count, int64_t tiles, bool max_min, uint64_t seed) {
+        using fastssl::patch::Criterion;
+        std::vector<uint8_t> found;
+        {
+          const pybind11::gil_scoped_release release;
+          found = fastssl::patch::hamming_permutations(
+              count, tiles, max_min ? Criterion::kMaxMin : Criterion::kMaxAvg, seed);
+        }
+        return pybind11::bytes(reinterpret_cast<const char*>(found.data()), found.size());
+      },
+      pybind11::arg("count"), pybind11::arg("tiles"), pybind11::arg("max_min"),
+      pybind11::arg("seed"), "Permutations far from each other, count * tiles bytes.");
   m.def(
       "build_info",
       [] {

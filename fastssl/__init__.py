@@ -5,10 +5,10 @@ from fastssl import NTXentLoss
 loss = NTXentLoss(temperature=0.5)(z0, z1)
 """
 
-from fastssl import augment
+from fastssl import augment, masking
 from fastssl.losses import NTXentLoss
 from fastssl.ops.nt_xent import nt_xent
 
 __version__ = "0.1.0"
 
-__all__ = ["NTXentLoss", "__version__", "augment", "nt_xent"]
+__all__ = ["NTXentLoss", "__version__", "augment", "masking", "nt_xent"]

@@ -49,8 +49,9 @@ def words_of(seed: int, step: Tensor, sample_ids: Tensor, purpose: Purpose, numb
         purpose: of the draw.
         number: of the block of four words, an integer or a tensor, below 2^28.
     """
-    device = sample_ids.device
-    last = torch.as_tensor(purpose << 28 | number, device=device)
+    last = purpose << 28 | number
+    if not isinstance(last, Tensor):  # filled in, not copied, which would wait for a GPU
+        last = torch.full((), last, dtype=torch.int64, device=sample_ids.device)
     counter = [sample_ids & _WORD, (sample_ids >> 32) & _WORD, step & _WORD, last]
     found = philox(counter, (seed & _WORD, seed >> 32 & _WORD))
     return torch.stack(torch.broadcast_tensors(*found))

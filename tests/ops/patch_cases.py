@@ -6,6 +6,17 @@ import torch
 
 from fastssl.masking import MaskPlan
 
+#: (shape of the images, patch size): one to three axes of space, odd sizes, a single patch.
+SHAPES = [
+    ((2, 3, 32, 48), (16, 16)),
+    ((3, 3, 15, 21), (5, 7)),
+    ((2, 1, 9, 9), (3, 3)),
+    ((1, 5, 4, 6), (2, 1)),
+    ((1, 3, 4, 4), (4, 4)),
+    ((2, 2, 60), (5,)),
+    ((2, 3, 4, 8, 12), (2, 4, 3)),
+    ((1, 3, 40, 40), (40, 40)),
+]
 FLOATING = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MEAN, STD = (0.485, 0.456, 0.406, 0.5, 0.3), (0.229, 0.224, 0.225, 0.25, 1.5)
 

@@ -31,7 +31,7 @@ def draw(
     device = sample_ids.device
     numbers = torch.tensor(recipes, dtype=torch.float64, device=device).view(views, NUMBERS)
     numbers = numbers.T.unsqueeze(-1)  # [21, V, 1]
-    step = torch.tensor(step_value, device=device) if step is None else step.to(torch.int64)
+    step = torch.full((), step_value, device=device) if step is None else step.to(torch.int64)
     view = torch.arange(views, device=device).unsqueeze(-1)  # [V, 1], against samples [B]
 
     def words(block: int) -> Tensor:

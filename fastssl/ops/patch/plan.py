@@ -145,10 +145,14 @@ class MaskPlan:
         if keep is None:
             keep = length
         else:
-            if mask.device.type == "cpu" and not bool((lengths == keep).all()):
+            looked_at = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            if looked_at and not bool((lengths == keep).all()):
                 raise ValueError(f"keep: got {keep}, the mask keeps {lengths.tolist()} patches")
             lengths = None
-        # Stable, and all keys differ: removed patches come after the kept ones, each in order.
-        order = (mask * length + torch.arange(length, device=mask.device)).argsort(1)
-        plan = cls.from_order(order, keep, grid)
-        return replace(plan, mask=mask, keep_lengths=lengths)
+        places = torch.arange(length, device=mask.device)
+        before = (~mask).cumsum(1)  # kept patches up to and with each
+        kept = before[:, -1:] if length else before
+        ids_restore = torch.where(mask, kept + places - before, before - 1)
+        ids_shuffle = torch.empty_like(ids_restore)
+        ids_shuffle.scatter_(1, ids_restore, places.expand_as(ids_restore))
+        return cls(ids_shuffle, ids_restore, mask, keep, grid, lengths)

@@ -1,0 +1,13 @@
+"""Functions and classes of other libraries by their own names, over fastssl's operators.
+
+- `fastssl.compat.mae`: MAE's `random_masking`, `patchify`, `unpatchify`, `forward_loss`.
+- `fastssl.compat.transformers`: `patch_vit_mae` for a Hugging Face ViTMAE model.
+- `fastssl.compat.lightly.utils`: functions of `lightly.models.utils`.
+- `fastssl.compat.timm`: `PatchDropout`, `PatchDropoutWithIndices`.
+- `fastssl.compat.beit`: `MaskingGenerator` of BEiT, iBOT and DINOv2.
+- `fastssl.compat.simmim`: `MaskGenerator`.
+- `fastssl.compat.videomae`: `TubeMaskingGenerator`.
+
+None of those libraries is needed to import these modules. docs/compatibility.md says with which
+versions they were compared and what differs.
+"""
