@@ -1,7 +1,7 @@
 """NT-Xent on a GPU: parity, time, rate and peak memory beside PyTorch's ways to do it. Then
-augmentation (gpu_augment.py).
+augmentation (gpu_augment.py) and masked patches (gpu_patch.py).
 
-`python -m benchmarks.gpu_check --seconds 150` is what `make gpu-check` ends with. A time is
+`python -m benchmarks.gpu_check --seconds 120` is what `make gpu-check` ends with. A time is
 reported only after parity was asserted in the same run. Results are written after every measure,
 most important first, so that a run that is cut off is still of use. Needs no network and no package
 beside torch, triton and this one.
@@ -22,7 +22,7 @@ import torch
 import torch._dynamo
 
 import fastssl
-from benchmarks import gpu_augment
+from benchmarks import gpu_augment, gpu_patch
 from benchmarks.nt_xent_chunked import Chunked
 from fastssl.ops.nt_xent import reference
 
@@ -35,8 +35,8 @@ AIMS = {(65536, 128, "bfloat16"): 6.6}
 ALLOWED = {"bfloat16": 1e-2, "float32": 2e-5}
 #: Parity with float64 is asserted at up to this many rows (1 GB for its matrix, and some copies).
 EXACT_ROWS = 8192
-#: The part of the time that NT-Xent has, at most; augmentation has the rest.
-NT_XENT_TIME = 0.6
+#: The parts of the time that are over when NT-Xent ends, and when augmentation ends, at most.
+NT_XENT_TIME, AUGMENT_TIME = 0.45, 0.7
 ORDER = [
     (65536, 128, "bfloat16"),
     (8192, 128, "bfloat16"),
@@ -200,7 +200,7 @@ def write(path: Path, report: dict) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=150, help="stop after this time")
+    parser.add_argument("--seconds", type=float, default=120, help="stop after this time")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<gpu>.json")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -239,14 +239,18 @@ def main() -> int:
             if ours_failed:
                 break
         del z0, z1
-    deadline = began + arguments.seconds
-    failed |= gpu_augment.run(report, lambda: write(path, report), deadline, milliseconds)
+    for family, part in ((gpu_augment, AUGMENT_TIME), (gpu_patch, 1.0)):
+        deadline = began + part * arguments.seconds
+        failed |= family.run(report, lambda: write(path, report), deadline, milliseconds)
     done = {(r["rows"], r["depth"], r["dtype"]) for r in report["results"]}
     augmented = {(r["case"], r["batch"]) for r in report["augment"]}
-    report["complete"] = len(done) == len(ORDER) and len(augmented) == len(gpu_augment.ORDER)
+    masked = {(r["case"], r["batch"], r["dtype"]) for r in report["patch"]}
+    families = ((done, ORDER), (augmented, gpu_augment.ORDER), (masked, gpu_patch.ORDER))
+    report["complete"] = all(len(found) == len(order) for found, order in families)
     report["seconds"] = round(time.monotonic() - began, 1)
     write(path, report)
-    print(f"{len(report['results']) + len(report['augment'])} results in {path}")
+    count = sum(len(report[name]) for name in ("results", "augment", "patch"))
+    print(f"{count} results in {path}")
     return 1 if failed else 0
 
 

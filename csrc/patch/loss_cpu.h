@@ -172,7 +172,7 @@ inline double compare_angle(const T* pred, const T* target, int64_t count, doubl
   const double p = greatest(norm, kLeast), t = greatest(square_root(targets.value()), kLeast);
   const double cosine = products.value() / (p * t);
   if (gradient != nullptr) {
-    const T along = T(norm > kLeast ? weight * cosine / (p * p) : 0), across = T(-weight / (p * t));
+    const T along = T(norm > 0 ? weight * cosine / (p * norm) : 0), across = T(-weight / (p * t));
     in_vectors<T>(count, [&](int64_t i, int n) {
       const Vec<T> x = load_some(pred + i, n) * along + load_some(target + i, n) * across;
       store_some<T>(gradient + i, x, n);
@@ -225,7 +225,7 @@ inline bool loss_rows(const LossJob& job, int64_t b, int64_t begin, int64_t end,
       pred = s.pred;
     }
     T* out = gradient == nullptr ? nullptr : direct ? reinterpret_cast<T*>(gradient) : s.gradient;
-    *sum += compare<T>(job.kind, pred, s.target, width, 1 / job.count, out);
+    *sum += compare<T>(job.kind, pred, s.target, width, job.upstream / job.count, out);
     if (gradient != nullptr && !direct) store_row<T>(out, width, job.dtype, gradient, 0);
   }
   return true;

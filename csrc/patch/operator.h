@@ -133,7 +133,7 @@ inline TokensJob tokens_of(const Tensor& x, const Plan& plan, int64_t prefix, in
 // All of a loss but what it writes; `count` is that of plans whose lengths do not vary.
 inline LossJob loss_of(const Images& images, const Plan& plan, const Normalization& norm,
                        const Tensor& pred, bool norm_pix, int64_t kind, int64_t statistics,
-                       int64_t order) {
+                       int64_t order, double upstream) {
   const int64_t removed = plan.length - plan.keep;
   STD_TORCH_CHECK(
       pred.dim() == 3 && pred.size(0) == plan.batch && pred.size(2) == images.width() &&
@@ -155,6 +155,7 @@ inline LossJob loss_of(const Images& images, const Plan& plan, const Normalizati
   for (int i = 0; i < 3; ++i) job.pred_stride[i] = pred.stride(i);
   job.removed_only = pred.size(1) != plan.length;
   job.count = double(plan.batch * removed);
+  job.upstream = upstream;
   return job;
 }
 

@@ -76,6 +76,7 @@ struct LossJob {
   int64_t pred_stride[3];
   bool removed_only;  // rows are those of removed patches, in the order of the plan
   double count;       // of removed patches
+  double upstream;    // the gradient is that of the loss times this
   void* gradient;     // [batch, rows, width], contiguous; null where none is wanted
 };
 

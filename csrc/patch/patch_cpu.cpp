@@ -129,21 +129,21 @@ std::tuple<Tensor, Tensor> patch_loss(const Tensor& images, const Tensor& pred,
                                       const std::vector<int64_t>& patch,
                                       const std::vector<double>& mean,
                                       const std::vector<double>& std, bool norm_pix, int64_t kind,
-                                      int64_t statistics, int64_t order, bool differentiable) {
+                                      int64_t statistics, int64_t order, double upstream) {
   const Plan plan = plan_of(shuffle, restore, lengths, keep, images);
   const Images pixels = images_of(images, patch, plan.length);
   const Normalization norm(pixels, mean, std);
-  LossJob job = loss_of(pixels, plan, norm, pred, norm_pix, kind, statistics, order);
+  LossJob job = loss_of(pixels, plan, norm, pred, norm_pix, kind, statistics, order, upstream);
   if (plan.lengths != nullptr) {
     int64_t removed = plan.batch * plan.length;
     for (int64_t b = 0; b < plan.batch; ++b) removed -= plan.lengths[b];
     job.count = double(removed);
   }
   const int64_t rows = pred.size(1), chunks = (rows + kRows - 1) / kRows;
-  Tensor gradient = differentiable
+  Tensor gradient = upstream != 0
                         ? torch::stable::new_empty(pred, {plan.batch, rows, pixels.width()})
                         : torch::stable::new_empty(pred, {0});
-  if (differentiable) {
+  if (upstream != 0) {
     job.gradient = gradient.mutable_data_ptr();
     ask_for_large_pages(gradient);
   }

@@ -150,7 +150,7 @@ def test_kernels_do_not_follow_an_index_out_of_range(bad):
     shuffle[1] = torch.tensor([0, 1, bad, 2, 3, 4])
     with pytest.raises(RuntimeError, match="out of range"):
         pred = torch.zeros(2, 4, 48)
-        OPS.patch_loss(IMAGES, pred, *parts, *numbers, True, 0, 0, 0, True)
+        OPS.patch_loss(IMAGES, pred, *parts, *numbers, True, 0, 0, 0, 1.0)
     restore[1, 0] = -1
     with pytest.raises(RuntimeError, match="out of range"):
         visible = torch.zeros(2, 2, 5)
@@ -177,7 +177,7 @@ def test_kernels_refuse_what_would_be_read_out_of_bounds():
         lambda: OPS.patch_gather(IMAGES, shuffle, restore, None, 2, *numbers, 2, 1),
         lambda: OPS.patch_gather(IMAGES, shuffle, restore, None, 2, *numbers, 0, 4),
         lambda: OPS.patch_loss(
-            IMAGES, x, shuffle, restore, None, 2, *numbers, True, 0, 0, 0, True
+            IMAGES, x, shuffle, restore, None, 2, *numbers, True, 0, 0, 0, 1.0
         ),
     ):  # fmt: skip
         with pytest.raises(RuntimeError):

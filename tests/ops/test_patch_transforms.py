@@ -95,10 +95,23 @@ def test_upstream_gradient(dtype, impl):
     torch.testing.assert_close(scaled, once * 64, rtol=tolerance, atol=1e-5)
 
 
+@pytest.mark.parametrize("varying", [False, True])
+def test_gradients_of_scaled_losses_in_half_precision(varying, impl):
+    """As torch.amp.GradScaler asks for them: a mean over many numbers, times 65,536."""
+    plan, images = plan_of(64, (14, 14), varying=varying), images_of((64, 3, 56, 56))
+    pred = torch.randn(64, 196, 48, dtype=torch.float16, requires_grad=True)
+    loss = 65536 * masked_patch_loss(images, pred, plan, 4, impl=impl)
+    wide = pred.detach().double().requires_grad_()
+    truth = 65536 * masked_patch_loss(images.double(), wide, plan, 4, impl="reference")
+    truth = torch.autograd.grad(truth, wide)[0]
+    error = (torch.autograd.grad(loss, pred)[0].double() - truth).abs().max()
+    assert error <= 2 * torch.finfo(torch.float16).eps * truth.abs().max()
+
+
 def test_no_gradient_no_memory():
     plan, images = PLANS["fixed"], images_of((2, 3, 8, 12))
     parts = (plan.ids_shuffle, plan.ids_restore, None, plan.keep)
-    options = ([4, 4], [0.0] * 3, [1.0] * 3, True, 0, 0, 0, False)
+    options = ([4, 4], [0.0] * 3, [1.0] * 3, True, 0, 0, 0, 0.0)
     _, gradient = torch.ops.fastssl.patch_loss(images, torch.randn(2, 6, 48), *parts, *options)
     assert gradient.numel() == 0
     assert not masked_patch_loss(images, torch.randn(2, 6, 48), plan, 4).requires_grad
@@ -116,8 +129,8 @@ def test_opcheck(varying):
         (ops.patch_gather_tokens, (x, x[0], *parts, 1)),
         (ops.patch_restore_tokens, (visible.half(), x[0, 0], None, *parts, 1, 1)),
         (ops.patch_sum_removed, (x.bfloat16(), *parts, 1)),
-        (ops.patch_loss, (images, pred, *parts, *numbers, True, 0, 0, 0, True)),
-        (ops.patch_loss, (levels, pred.half(), *parts, *numbers, False, 3, 1, 1, False)),
+        (ops.patch_loss, (images, pred, *parts, *numbers, True, 0, 0, 0, 1.0)),
+        (ops.patch_loss, (levels, pred.half(), *parts, *numbers, False, 3, 1, 1, 0.0)),
         (ops.patch_scale_, (pred.clone(), torch.tensor(0.5))),
     ]
     for operator, arguments in calls:

@@ -102,10 +102,22 @@ def masked_patch_loss(
     how = (patch, norm_pix, kind, statistics, mean, std, order)
     if impl == "reference":
         return reference.masked_patch_loss(images, pred, plan, *how)
-    differentiable = pred.requires_grad and torch.is_grad_enabled()
+    scale = _scale(pred, removed) if pred.requires_grad and torch.is_grad_enabled() else 0.0
     numbers = (norm_pix, KINDS.index(kind), STATISTICS.index(statistics), index)
     options = (patch, mean, std, *numbers)
-    return _loss(pred, images, *parts, *options, differentiable, plan.grid)[0]
+    return _loss(pred, images, *parts, *options, scale, plan.grid)[0]
+
+
+def _scale(pred: Tensor, removed: int) -> float:
+    """What the loss is multiplied by before its gradient is made.
+
+    Elements of the gradient of a mean are too small for float16, where a loss is scaled for that
+    reason. The power of two brings them near 1; it leaves when the upstream gradient comes.
+    """
+    if pred.dtype != torch.float16:
+        return 1.0
+    numbers = pred.shape[0] * max(removed, 1) * pred.shape[2]
+    return 2.0 ** math.floor(math.log2(max(numbers, 1)))
 
 
 class _Loss(torch.autograd.Function):
@@ -130,17 +142,18 @@ class _Loss(torch.autograd.Function):
         nothing = [None] * 14
         if upstream is None:
             return None, *nothing
-        if ctx.traced:
-            return gradient * upstream.to(gradient.dtype), *nothing
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not ctx.traced:
             return _reference_gradient(ctx, tensors, upstream), *nothing
+        scale = ctx.options[-2]
+        by = upstream if scale == 1 else upstream / scale
+        if ctx.traced:
+            return (gradient.to(by.dtype) * by).to(gradient.dtype), *nothing
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # used up by an earlier backward, which scaled it in place
             pred, images, *plan = tensors
-            *options, _, _ = ctx.options
-            arguments = (images, pred, *plan, ctx.keep, *options, True)
+            arguments = (images, pred, *plan, ctx.keep, *ctx.options[:-1])
             gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
-        torch.ops.fastssl.patch_scale_(gradient, upstream)
+        torch.ops.fastssl.patch_scale_(gradient, by)
         return gradient, *nothing
 
 

@@ -13,7 +13,8 @@ patch_restore_tokens: visible [B, prefix + K, D] to [B, prefix + L, D], removed 
   (zeros for None), plus pos. token and pos are in the compute type, dtype is the result's.
 patch_sum_removed: the sum [D] over all removed rows of x [B, prefix + L, D], in the compute type.
 patch_loss: (loss [], gradient of pred); pred is [B, L, P] in raster order, or [B, L - K, P] with
-  row j for patch shuffle[b, K + j]. Without `differentiable` the gradient is empty. The loss is in
+  row j for patch shuffle[b, K + j]. The gradient is that of the loss times `upstream`, or empty
+  where that is 0. The loss is in
   the compute type, the gradient in pred's.
 patch_scale_: multiplies x by a 0-d `by` in place, and leaves it alone where that is 1.
 
@@ -44,7 +45,7 @@ LIBRARY.define(
 LIBRARY.define(f"patch_sum_removed(Tensor x, {_PLAN}, int prefix) -> Tensor")
 LIBRARY.define(
     f"patch_loss(Tensor images, Tensor pred, {_PLAN}, int[] patch, float[] mean, float[] std, "
-    "bool norm_pix, int kind, int statistics, int order, bool differentiable) -> (Tensor, Tensor)"
+    "bool norm_pix, int kind, int statistics, int order, float upstream) -> (Tensor, Tensor)"
 )
 LIBRARY.define("patch_scale_(Tensor(a!) x, Tensor by) -> ()")
 
@@ -84,20 +85,22 @@ def _sum_removed(x, shuffle, restore, lengths, keep, prefix):
 
 def _loss(
     images, pred, shuffle, restore, lengths, keep, patch, mean, std, norm_pix, kind, statistics,
-    order, differentiable,
+    order, upstream,
 ):  # fmt: skip
     plan = _plan(shuffle, restore, lengths, keep)
     how = (patch, norm_pix, KINDS[kind], STATISTICS[statistics], mean, std, ORDERS[order])
     with torch.enable_grad():
-        leaf = pred.detach().requires_grad_(differentiable)
+        leaf = pred.detach().requires_grad_(upstream != 0)
         loss = reference.masked_patch_loss(images, leaf, plan, *how)
-    if not differentiable:
+    if not upstream:
         return loss, pred.new_empty(0)
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0].contiguous()
+    return loss.detach(), torch.autograd.grad(loss, leaf, loss.new_full((), upstream))[
+        0
+    ].contiguous()
 
 
 def _scale(x, by):
-    x.mul_(by)
+    x.copy_(x.to(by.dtype) * by)  # `by` may be no number of x's type
 
 
 def _gather_fake(images, shuffle, restore, lengths, keep, patch, mean, std, order, dtype):
@@ -122,10 +125,10 @@ def _sum_removed_fake(x, shuffle, restore, lengths, keep, prefix):
 
 def _loss_fake(
     images, pred, shuffle, restore, lengths, keep, patch, mean, std, norm_pix, kind, statistics,
-    order, differentiable,
+    order, upstream,
 ):  # fmt: skip
     loss = pred.new_empty((), dtype=compute_dtype(pred.dtype))
-    return loss, pred.new_empty(pred.shape if differentiable else 0)
+    return loss, pred.new_empty(pred.shape if upstream else 0)
 
 
 for _name, _fallback, _fake in (

@@ -1,0 +1,291 @@
+"""MAE's bookkeeping on a GPU, ViT-B/16 at 224 x 224, beside PyTorch's way; called by gpu_check.
+
+A time is reported after parity in the same run: plans with the CPU's bits, values and gradients
+with the definition in float64. GB/s count the bytes that must move, and are set beside what a copy
+on the same card reaches.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastssl import masking
+from fastssl.masking import MaskPlan
+from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD
+from fastssl.ops.patch import reference
+
+SIDE, PATCH, LENGTH, RATIO, WIDTH, DECODER = 224, 16, 196, 0.75, 768, 512
+NUMBERS = 3 * PATCH * PATCH
+KEEP = int(LENGTH * (1 - RATIO))
+GRID = (SIDE // PATCH, SIDE // PATCH)
+MEAN, STD = list(IMAGENET_MEAN), list(IMAGENET_STD)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ALLOWED = {"float32": 2e-5, "bfloat16": 2e-2}
+#: The share of the card's copy rate to aim at, and launches of all the bookkeeping.
+AIM_SHARE, AIM_LAUNCHES = 0.6, 5
+CASES = ("loss", "decoder", "gather_patches", "gather_tokens", "plan")
+#: Most important first.
+ORDER = [
+    (case, batch, dtype)
+    for batch in (256, 64)
+    for dtype in ("bfloat16", "float32")
+    for case in CASES
+    if case != "plan" or dtype == "float32"
+]
+IMPLEMENTATIONS = ("fastssl", "compiled", "eager")
+
+
+@dataclass
+class Inputs:
+    """What a case reads."""
+
+    images: torch.Tensor
+    plan: MaskPlan
+    ids: torch.Tensor
+    pred: torch.Tensor
+    tokens: torch.Tensor
+    visible: torch.Tensor
+    token: torch.Tensor
+    pos: torch.Tensor
+    decoder_pos: torch.Tensor
+    upstream: torch.Tensor
+
+
+def inputs(batch: int, dtype: torch.dtype, device) -> Inputs:
+    g = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape, dtype=dtype):
+        return torch.randn(shape, generator=g, device=device, dtype=torch.float32).to(dtype)
+
+    levels = torch.rand(batch, 3, SIDE, SIDE, generator=g, device=device)
+    return Inputs(
+        levels.mul_(255).round_().byte(),
+        masking.random_masks(batch, GRID, RATIO, seed=1, device=device),
+        torch.arange(batch, device=device),
+        normal(batch, LENGTH, NUMBERS).requires_grad_(),
+        normal(batch, 1 + LENGTH, WIDTH),
+        normal(batch, 1 + KEEP, DECODER).requires_grad_(),
+        normal(DECODER, dtype=torch.float32).to(dtype).requires_grad_(),
+        normal(1 + LENGTH, WIDTH),
+        normal(1 + LENGTH, DECODER),
+        normal(batch, 1 + LENGTH, DECODER),
+    )
+
+
+def noise_plan(batch: int, device) -> MaskPlan:
+    """MAE's random_masking, as its authors wrote it down."""
+    noise = torch.rand(batch, LENGTH, device=device)
+    ids_shuffle = noise.argsort(1)
+    ids_restore = ids_shuffle.argsort(1)
+    mask = torch.ones(batch, LENGTH, device=device)
+    mask[:, :KEEP] = 0
+    return MaskPlan(ids_shuffle, ids_restore, mask.gather(1, ids_restore).bool(), KEEP, GRID)
+
+
+def functions(name: str) -> dict[str, Callable]:
+    """The cases' functions of tensors, from us or from reference.py."""
+    if name == "fastssl":
+        loss = masking.masked_patch_loss
+        return {
+            "loss": lambda x, pred, plan: loss(x, pred, plan, PATCH, mean=MEAN, std=STD),
+            "decoder": lambda *a: masking.restore_tokens(*a, prefix=1),
+            "gather_patches": lambda x, plan, dtype: masking.gather_patches(
+                x, plan, PATCH, MEAN, STD, dtype=dtype
+            ),
+            "gather_tokens": lambda x, plan, pos: masking.gather_tokens(x, plan, pos, prefix=1),
+        }
+    patch, kind = (PATCH, PATCH), ("mse", "patch")
+    made = {
+        "loss": lambda x, pred, plan: reference.masked_patch_loss(
+            x, pred, plan, patch, True, *kind, MEAN, STD, "pqc"
+        ),
+        "decoder": lambda *a: reference.restore_tokens(*a, prefix=1),
+        "gather_patches": lambda x, plan, dtype: reference.gather_patches(
+            x, plan, patch, MEAN, STD, "cpq", dtype
+        ),
+        "gather_tokens": lambda x, plan, pos: reference.gather_tokens(x, plan, pos, prefix=1),
+    }
+    if name == "compiled":
+        return {case: torch.compile(f, dynamic=False) for case, f in made.items()}
+    return made
+
+
+def call_of(name: str, case: str, x: Inputs, dtype: torch.dtype) -> Callable:
+    """The case's call, which returns all that it made, gradients included."""
+    if case == "plan":
+        if name == "fastssl":
+            return lambda: (
+                masking.random_masks(len(x.ids), GRID, RATIO, seed=1, sample_ids=x.ids).ids_restore
+            )
+        plan = functools.partial(noise_plan, len(x.ids), x.ids.device)
+        made = torch.compile(plan, dynamic=False) if name == "compiled" else plan
+        return lambda: made().ids_restore
+    function = functions(name)[case]
+
+    def loss():
+        value = function(x.images, x.pred, x.plan)
+        return value.detach(), *torch.autograd.grad(value, x.pred)
+
+    def decoder():
+        tokens = function(x.visible, x.plan, x.token, x.decoder_pos)
+        return tokens.detach(), *torch.autograd.grad(tokens, [x.visible, x.token], x.upstream)
+
+    return {
+        "loss": loss,
+        "decoder": decoder,
+        "gather_patches": lambda: (function(x.images, x.plan, dtype),),
+        "gather_tokens": lambda: (function(x.tokens, x.plan, x.pos),),
+    }[case]
+
+
+def bytes_of(case: str, batch: int, size: int) -> int:
+    """What must be read and written once."""
+    removed, visible = LENGTH - KEEP, 1 + KEEP
+    return (
+        batch
+        * {
+            "loss": removed * NUMBERS * (1 + size) + LENGTH * NUMBERS * size,
+            "decoder": 2 * (visible + 1 + LENGTH) * DECODER * size,
+            "gather_patches": KEEP * NUMBERS * (1 + size),
+            "gather_tokens": 2 * visible * WIDTH * size,
+            "plan": LENGTH * (8 + 8 + 1),
+        }[case]
+    )
+
+
+def parity(case: str, x: Inputs, found, dtype: str) -> float:
+    """The largest difference, relative to the largest value.
+
+    Raises:
+        AssertionError: other bits than the CPU's, or more than rounding explains.
+    """
+    if case == "plan":
+        cpu = masking.random_masks(len(x.ids), GRID, RATIO, seed=1, sample_ids=x.ids.cpu())
+        assert torch.equal(found.cpu(), cpu.ids_restore), "not the CPU's plan"
+        return 0.0
+    wide = Inputs(
+        *(
+            v.detach().double().requires_grad_(v.requires_grad)
+            if isinstance(v, torch.Tensor) and v.is_floating_point()
+            else v
+            for v in vars(x).values()
+        )
+    )
+    truth = call_of("eager", case, wide, torch.float64)()
+    worst = max(
+        ((a.double() - b).abs().max() / b.abs().max()).item()
+        for a, b in zip(found, truth, strict=True)
+    )
+    assert worst <= ALLOWED[dtype], f"differs by {worst:.3g}, allowed {ALLOWED[dtype]:.3g}"
+    return worst
+
+
+def copy_rate(device, milliseconds: Callable) -> float:
+    """GB/s of a copy on the card, reads and writes counted."""
+    x = torch.empty(1 << 28, device=device)
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / milliseconds(lambda: y.copy_(x), budget=0.5)[0] / 1e6
+
+
+def replayed(call: Callable, milliseconds: Callable) -> float:
+    """Milliseconds of the captured call: what remains without Python and launch costs."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()
+    result = milliseconds(graph.replay, budget=0.3)[0]
+    del kept
+    return result
+
+
+def launches(device) -> dict:
+    """Kernels of a step's bookkeeping, counted by the profiler."""
+    x = inputs(64, torch.float32, device)
+    parts = {
+        "plan": lambda: masking.random_masks(64, GRID, RATIO, seed=1, sample_ids=x.ids),
+        "gather_patches": call_of("fastssl", "gather_patches", x, torch.float32),
+        "decoder": lambda: masking.restore_tokens(
+            x.visible.detach(), x.plan, x.token.detach(), x.decoder_pos, prefix=1
+        ),
+        "loss": lambda: functions("fastssl")["loss"](x.images, x.pred, x.plan),
+        "decoder, backward too": call_of("fastssl", "decoder", x, torch.float32),
+        "loss, backward too": call_of("fastssl", "loss", x, torch.float32),
+    }
+    counts = {}
+    for name, call in parts.items():
+        call()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            call()
+            torch.cuda.synchronize()
+        counts[name] = sum(
+            e.device_type == torch.autograd.DeviceType.CUDA and e.device_time > 0
+            for e in profiled.events()
+        )
+    counts["forward, all"] = sum(counts[n] for n in ("plan", "gather_patches", "decoder", "loss"))
+    counts["within_aim"] = counts["forward, all"] <= AIM_LAUNCHES
+    return counts
+
+
+def measure(
+    name: str, case: str, batch: int, dtype: str, device, milliseconds: Callable, rate: float
+) -> dict:
+    result = {}
+    try:
+        x = inputs(batch, DTYPES[dtype], device)
+        call = call_of(name, case, x, DTYPES[dtype])
+        if name == "fastssl":
+            result["difference"] = parity(case, x, call(), dtype)
+        result["ms"], result["calls"] = milliseconds(call, budget=0.5)
+        if name == "fastssl":
+            result["graph_ms"] = replayed(call, milliseconds)
+            moved = bytes_of(case, batch, torch.finfo(DTYPES[dtype]).bits // 8)
+            result["gb_per_second"] = round(moved / result["graph_ms"] / 1e6, 1)
+            result["share_of_copy"] = round(result["gb_per_second"] / rate, 3)
+            result["within_aim"] = result["share_of_copy"] >= AIM_SHARE
+        result = {k: round(v, 4) if k.endswith("ms") else v for k, v in result.items()}
+    except torch.OutOfMemoryError:
+        result["error"] = "out of memory"
+    except AssertionError as error:
+        result["error"] = f"parity: {error}"
+    except Exception as error:  # one broken baseline shall not cost the rest
+        result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
+def run(
+    report: dict, save: Callable, deadline: float, milliseconds: Callable, device="cuda"
+) -> bool:
+    """Appends to report["patch"] until `deadline`; whether ours failed."""
+    report["patch"] = []
+    rate = copy_rate(device, milliseconds)
+    report["copy_gb_per_second"] = round(rate, 1)
+    failed = False
+    try:
+        report["patch_launches"] = launches(device)
+        print(json.dumps(report["patch_launches"]), flush=True)
+    except Exception as error:  # a profiler that cannot run shall not cost the rest
+        report["patch_launches"] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    for name in IMPLEMENTATIONS:  # ours first: it is what a cut-off must not cost
+        for case, batch, dtype in ORDER:
+            # A compilation takes about so long.
+            if deadline - time.monotonic() < {"fastssl": 2, "eager": 2}.get(name, 15):
+                continue
+            result = measure(name, case, batch, dtype, device, milliseconds, rate)
+            failed |= name == "fastssl" and "error" in result
+            entry = {"case": case, "batch": batch, "dtype": dtype, "impl": name, **result}
+            report["patch"].append(entry)
+            save()
+            print(json.dumps(entry), flush=True)
+    return failed
