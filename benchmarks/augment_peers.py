@@ -24,12 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import Missing
 from fastssl.augment import Augment, Recipe
 from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD, draw, reference
-
-
-class Missing(Exception):
-    """A peer's library does not import here."""
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def provider(name, aug, x):
         allowed = (1.0, 0.01) if pillow else (1e-3, 1e-5)
         parity = assert_levels(mine(few, generator=generator), theirs, *allowed)
         return *augment_peers.torchvision(recipes, x, pillow), parity
-    except augment_peers.Missing as error:
+    except measure.Missing as error:
         pytest.skip(str(error))
 
 

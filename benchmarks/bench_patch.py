@@ -57,7 +57,7 @@ def run(benchmark, case, name, call, floor, expected=None, dtype=torch.float32, 
     """One row: parity with the eager results, then the time, beside the floor of this moment."""
     try:
         found = call()
-    except peers.Missing as error:
+    except measure.Missing as error:
         pytest.skip(str(error))
     parity = None if expected is None else measure.assert_parity(found, expected, dtype)
     del found
@@ -257,7 +257,7 @@ def test_mask_tokens(benchmark, name):
     else:
         try:
             call = peers.hugging_face_tokens(ids, special)
-        except peers.Missing as error:
+        except measure.Missing as error:
             pytest.skip(str(error))
     run(benchmark, "BERT tokens, 256 of 512", name, call, None)
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks import augment_peers as peers
+from benchmarks.gpu_measure import contained, replayed
 from fastssl import augment
 from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD, reference
 
@@ -147,26 +148,10 @@ def host_microseconds(call: Callable, calls: int = 20) -> float:
     return 1e6 * statistics.median(times)
 
 
-def replayed(aug: augment.Augment, x: torch.Tensor, milliseconds: Callable) -> float:
-    """Milliseconds of the captured call, with the module's own count of calls as the step."""
-    call = ours(aug, x)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        views = call()
-    result = milliseconds(graph.replay, budget=0.5)[0]
-    del views
-    return result
-
-
 def measure(name: str, case: str, batch: int, device, milliseconds: Callable) -> dict:
     recipe, side = RECIPES[case]
     result = {}
-    try:
+    with contained(result):
         aug, x = recipe(), images(batch, side, device)
         if name == "fastssl":
             result["parity"] = parity(aug, x)
@@ -178,20 +163,10 @@ def measure(name: str, case: str, batch: int, device, milliseconds: Callable) ->
             moved = x.nbytes + sum(view.nbytes for view in call())
             result["gb_per_second"] = round(moved / result["ms"] / 1e6, 1)
             result["host_us"] = round(host_microseconds(call), 1)
-            result["graph_ms"] = round(replayed(aug, x, milliseconds), 4)
+            result["graph_ms"] = round(replayed(ours(aug, x), milliseconds), 4)
             if aim := AIMS.get((case, batch)):
                 result["aim_views_per_second"] = aim
                 result["within_aim"] = result["views_per_second"] >= aim
-    except peers.Missing as error:
-        result["missing"] = str(error)[:300]
-    except torch.OutOfMemoryError:
-        result["error"] = "out of memory"
-    except AssertionError as error:
-        result["error"] = f"parity: {error}"
-    except Exception as error:  # one broken baseline shall not cost the rest
-        result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return result
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch._dynamo
 
 import fastssl
 from benchmarks import gpu_augment, gpu_patch
+from benchmarks.gpu_measure import contained, milliseconds, replayed
 from benchmarks.nt_xent_chunked import Chunked
 from fastssl.ops.nt_xent import reference
 
@@ -100,36 +100,6 @@ def implementations():
     }
 
 
-def milliseconds(call, least: int = 5, budget: float = 1.5) -> tuple[float, int]:
-    """Median of CUDA-event times of single calls, warm; as many as fit `budget` seconds."""
-    call()
-    times = []
-    began = time.monotonic()
-    while len(times) < least or (time.monotonic() - began < budget and len(times) < 100):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-        if times[0] > 1000 * budget and len(times) >= 3:
-            break
-    return statistics.median(times), len(times)
-
-
-def replayed(z0, z1) -> float:
-    """Milliseconds of the captured CUDA graph: what remains without Python and launch costs."""
-    run = implementations()["fastssl"]
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run(z0, z1)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(z0, z1)
-    return milliseconds(graph.replay, budget=0.5)[0]
-
-
 def difference(ours, theirs) -> float:
     """Largest difference, relative to the largest value of what is compared."""
     return max(
@@ -160,7 +130,7 @@ def measure(name: str, z0, z1, dtype: str) -> dict:
     run = implementations()[name]
     rows, depth = 2 * len(z0), z0.shape[1]
     result = {}
-    try:
+    with contained(result):
         torch.cuda.empty_cache()
         outcome = run(z0, z1)
         if name == "fastssl":
@@ -178,16 +148,9 @@ def measure(name: str, z0, z1, dtype: str) -> dict:
         if name == "fastssl":
             forward = functools.partial(fastssl.nt_xent, z0.detach(), z1.detach(), TEMPERATURE)
             result["forward_ms"] = round(milliseconds(forward, budget=0.5)[0], 4)
-            result["graph_ms"] = round(replayed(z0, z1), 4)
+            result["graph_ms"] = round(replayed(lambda: run(z0, z1)), 4)
             if aim := AIMS.get((rows, depth, dtype)):
                 result["aim_ms"], result["within_aim"] = aim, median <= aim
-    except torch.OutOfMemoryError:
-        result["error"] = "out of memory"
-    except AssertionError as error:
-        result["error"] = f"parity: {error}"
-    except Exception as error:  # one broken baseline shall not cost the rest
-        result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-    torch.cuda.empty_cache()
     return result
 
 

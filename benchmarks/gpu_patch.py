@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_measure import contained, replayed
 from fastssl import masking
 from fastssl.masking import MaskPlan
 from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -192,21 +193,6 @@ def copy_rate(device, milliseconds: Callable) -> float:
     return 2 * x.nbytes / milliseconds(lambda: y.copy_(x), budget=0.5)[0] / 1e6
 
 
-def replayed(call: Callable, milliseconds: Callable) -> float:
-    """Milliseconds of the captured call: what remains without Python and launch costs."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-    result = milliseconds(graph.replay, budget=0.3)[0]
-    del kept
-    return result
-
-
 def launches(device) -> dict:
     """Kernels of a step's bookkeeping, counted by the profiler."""
     x = inputs(64, torch.float32, device)
@@ -240,27 +226,19 @@ def measure(
     name: str, case: str, batch: int, dtype: str, device, milliseconds: Callable, rate: float
 ) -> dict:
     result = {}
-    try:
+    with contained(result):
         x = inputs(batch, DTYPES[dtype], device)
         call = call_of(name, case, x, DTYPES[dtype])
         if name == "fastssl":
             result["difference"] = parity(case, x, call(), dtype)
         result["ms"], result["calls"] = milliseconds(call, budget=0.5)
         if name == "fastssl":
-            result["graph_ms"] = replayed(call, milliseconds)
+            result["graph_ms"] = replayed(call, milliseconds, budget=0.3)
             moved = bytes_of(case, batch, torch.finfo(DTYPES[dtype]).bits // 8)
             result["gb_per_second"] = round(moved / result["graph_ms"] / 1e6, 1)
             result["share_of_copy"] = round(result["gb_per_second"] / rate, 3)
             result["within_aim"] = result["share_of_copy"] >= AIM_SHARE
         result = {k: round(v, 4) if k.endswith("ms") else v for k, v in result.items()}
-    except torch.OutOfMemoryError:
-        result["error"] = "out of memory"
-    except AssertionError as error:
-        result["error"] = f"parity: {error}"
-    except Exception as error:  # one broken baseline shall not cost the rest
-        result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return result
 
 

@@ -9,6 +9,11 @@ import torch
 
 from fastssl._library import _C
 
+
+class Missing(Exception):
+    """A peer's library that is not installed, or does not work here."""
+
+
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 

@@ -10,7 +10,8 @@ import sys
 
 import torch
 
-from benchmarks.gpu_check import TEMPERATURE, difference, milliseconds, views, with_gradients
+from benchmarks.gpu_check import TEMPERATURE, difference, views, with_gradients
+from benchmarks.gpu_measure import milliseconds
 from fastssl.ops.nt_xent import nt_xent, triton, triton_tiles
 from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles
 

@@ -8,12 +8,10 @@ where there is any, so that results can be compared.
 import torch
 import torch.nn.functional as F
 
+from benchmarks.measure import Missing
+
 PATCH, KEEP = 16, 49
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Missing(Exception):
-    """A library that is not installed, or does not work here."""
 
 
 def patches_of(images):

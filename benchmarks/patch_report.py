@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from benchmarks.report import milliseconds
+
 KINDS = ("eager", "compiled", "library")
 
 
@@ -9,14 +11,6 @@ def kind(impl: str) -> str:
     """What an implementation is: "eager", "compiled", "fastssl", or a library."""
     first = impl.split(":")[0].split(",")[0]
     return first if first in (*KINDS, "fastssl") else "library"
-
-
-def milliseconds(row: dict | None) -> str:
-    """Three digits, or "-" where there is no row."""
-    if row is None:
-        return "-"
-    ms = float(row["ms"])
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
 def fastest(rows: list[dict], wanted: str) -> dict | None:
@@ -43,10 +37,9 @@ def tables(rows: list[dict]) -> dict[str, str]:
         for ours in (row for row in mine if kind(row["impl"]) == "fastssl"):
             name = case + ours["impl"].removeprefix("fastssl").replace(",", ":", 1)
             cells = [name if dtype == "float32" else f"{name}, {dtype}"]
-            cells += [milliseconds(row) for row in peers]
-            cells += [f"**{milliseconds(ours)}**", *(ratio(row, ours) for row in peers)]
-            floor = ours["floor_ms"]
-            cells.append("-" if floor in (None, "") else milliseconds({"ms": floor}))
+            cells += [milliseconds(row and row["ms"]) for row in peers]
+            cells += [f"**{milliseconds(ours['ms'])}**", *(ratio(row, ours) for row in peers)]
+            cells.append(milliseconds(ours["floor_ms"]))
             cells += [memory(row) for row in (*peers[:2], ours)]
             lines.append(line(*cells))
     return {"patch": "\n".join(lines)}

@@ -7,6 +7,7 @@ it does, a barrier is missing.
 
 import math
 
+import patch_cases
 import pytest
 import torch
 from patch_cases import FLOATING, assert_exact, images_of, plan_of, statistics_of
@@ -19,16 +20,7 @@ from fastssl.ops.patch.schema import DTYPES, KINDS, STATISTICS
 
 OPS = torch.ops.fastssl
 FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
-SHAPES = [
-    ((2, 3, 32, 48), (16, 16)),
-    ((3, 3, 15, 21), (5, 7)),
-    ((2, 1, 9, 9), (3, 3)),
-    ((1, 5, 4, 6), (2, 1)),
-    ((2, 2, 60), (5,)),
-    ((2, 3, 4, 8, 12), (2, 4, 3)),
-    ((1, 3, 40, 40), (40, 40)),
-    ((2, 20, 8, 8), (4, 4)),
-]
+SHAPES = [*patch_cases.SHAPES, ((2, 20, 8, 8), (4, 4))]
 IMAGES = [torch.uint8, *FLOATING]
 
 pytestmark = pytest.mark.skipif(

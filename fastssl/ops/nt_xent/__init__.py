@@ -9,11 +9,10 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
+from fastssl._checks import FLOATING, checked_floating
 from fastssl.ops.nt_xent import cuda, reference, schema  # noqa: F401 (cuda registers kernels)
 
 _dispatch.register("nt_xent", cpu="cpu", cuda="triton")
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def nt_xent(
@@ -77,16 +76,7 @@ def _autocast(z0) -> bool:
 
 def _check(z0, z1, temperature, normalize, reduction) -> tuple[Tensor | None, float]:
     for name, z in (("z0", z0), ("z1", z1)):
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{name}: got {type(z).__name__}, must be a tensor")
-        if z.dtype not in _DTYPES:
-            raise TypeError(
-                f"{name}: got dtype {z.dtype}, must be float16, bfloat16, float32 or float64"
-            )
-        if z.layout != torch.strided:
-            raise TypeError(f"{name}: got layout {z.layout}, must be a dense tensor")
-        if z.dim() != 2:
-            raise ValueError(f"{name}: got shape {tuple(z.shape)}, must be [N, D]")
+        checked_floating(name, z, 2, "[N, D]")
         if z.shape[0] == 0 or z.shape[1] == 0:
             raise ValueError(f"{name}: got shape {tuple(z.shape)}, N and D must be at least 1")
     if z0.shape != z1.shape:
@@ -118,7 +108,7 @@ def _check_temperature(temperature, z0) -> tuple[Tensor | None, float]:
         return None, checked_temperature(temperature)
     if temperature.dim() != 0:
         raise ValueError(f"temperature: got shape {tuple(temperature.shape)}, must be 0-d")
-    if temperature.dtype not in _DTYPES:
+    if temperature.dtype not in FLOATING:
         raise TypeError(f"temperature: got dtype {temperature.dtype}, must be floating-point")
     if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
         checked_temperature(temperature.detach().item())

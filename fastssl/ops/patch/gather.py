@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
+from fastssl._checks import FLOATING
 from fastssl.ops.patch import reference, schema
 from fastssl.ops.patch.checks import (
-    FLOATING,
     checked_images,
     checked_normalization,
     checked_plan,

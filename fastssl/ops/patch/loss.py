@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
+from fastssl._checks import checked_floating
 from fastssl.ops.patch import reference
 from fastssl.ops.patch.checks import (
-    checked_floating,
     checked_images,
     checked_normalization,
     checked_plan,

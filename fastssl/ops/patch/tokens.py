@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
+from fastssl._checks import checked_floating
 from fastssl.ops.patch import reference, schema
 from fastssl.ops.patch.checks import (
-    checked_floating,
     checked_plan,
     checked_positions,
     checked_prefix,
