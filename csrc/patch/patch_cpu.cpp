@@ -136,7 +136,10 @@ std::tuple<Tensor, Tensor> patch_loss(const Tensor& images, const Tensor& pred,
   LossJob job = loss_of(pixels, plan, norm, pred, norm_pix, kind, statistics, order, upstream);
   if (plan.lengths != nullptr) {
     int64_t removed = plan.batch * plan.length;
-    for (int64_t b = 0; b < plan.batch; ++b) removed -= plan.lengths[b];
+    for (int64_t b = 0; b < plan.batch; ++b) {
+      check_indices(0 <= plan.lengths[b] && plan.lengths[b] <= keep);
+      removed -= plan.lengths[b];
+    }
     job.count = double(removed);
   }
   const int64_t rows = pred.size(1), chunks = (rows + kRows - 1) / kRows;

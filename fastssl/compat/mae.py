@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastssl import masking
 from fastssl.compat._draw import keyed
-from fastssl.ops.patch import reference
 from fastssl.ops.patch.layout import checked_patch, grid_of
 
 
@@ -112,11 +111,7 @@ def forward_loss(
 
 def patch_loss(imgs: Tensor, pred: Tensor, plan, patch: tuple[int, int], norm_pix: bool) -> Tensor:
     """`forward_loss` with a plan; also where the images require a gradient."""
-    if not imgs.requires_grad:
-        return masking.masked_patch_loss(imgs, pred, plan, patch, norm_pix)
-    message = "images that require a gradient: plain PyTorch computes the masked loss"
-    warnings.warn(message, stacklevel=3)
-    masking.masked_patch_loss(imgs.detach(), pred.detach(), plan, patch, norm_pix)  # its checks
-    none = [0.0] * imgs.shape[1], [1.0] * imgs.shape[1]
-    how = (patch, norm_pix, "mse", "patch", *none, "pqc")
-    return reference.masked_patch_loss(imgs, pred, plan, *how)
+    if imgs.requires_grad:
+        message = "images that require a gradient: plain PyTorch computes the masked loss"
+        warnings.warn(message, stacklevel=3)
+    return masking.masked_patch_loss(imgs, pred, plan, patch, norm_pix)

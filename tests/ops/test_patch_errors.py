@@ -1,5 +1,7 @@
 """What the functions on patches refuse: messages name the argument, what it was, what may be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from patch_cases import images_of, plan_of
@@ -42,13 +44,20 @@ def restored(**changes):
         (loss, {"images": IMAGES[..., :0]}, ValueError, r"patch_size: got 4, must divide \(8, 0\)"),
         (
             loss,
-            {"images": IMAGES.clone().requires_grad_()},
+            {"images": IMAGES.clone().requires_grad_(), "impl": "cpu"},
             ValueError,
-            "images: requires a gradient",
+            "images: requires a gradient, impl='cpu' has none",
         ),
         (loss, {"patch_size": 5}, ValueError, r"patch_size: got 5, must divide \(8, 12\)"),
         (loss, {"patch_size": (4, 4, 4)}, ValueError, "patch_size: got .*one number or 2"),
         (loss, {"patch_size": 0}, ValueError, "patch_size: got 0, must be at least 1"),
+        (loss, {"patch_size": 4.0}, TypeError, "patch_size: got 4.0, must be whole numbers"),
+        (
+            loss,
+            {"plan": plan_of(2, (3, 2))},
+            ValueError,
+            r"grid \(3, 2\), images has grid \(2, 3\)",
+        ),
         (loss, {"patch_size": 2}, ValueError, "plan: got a plan of L = 6, images has 24 patches"),
         (loss, {"plan": None}, TypeError, "plan: got NoneType, must be a MaskPlan"),
         (loss, {"plan": PLAN.to("meta")}, ValueError, "plan: got device meta"),
@@ -111,7 +120,14 @@ def test_functions(function, changes, error, message):
         (lambda: MaskPlan.from_mask(torch.zeros(6).bool()), ValueError, "mask: got shape"),
         (lambda: MaskPlan.from_mask(PLAN.mask, keep=3), ValueError, "keep: got 3, the mask keeps"),
         (lambda: MaskPlan.from_mask(PLAN.mask, (5,)), ValueError, "grid: got"),
+        (lambda: masking.unpatchify(torch.zeros(1, 4, 16), 2, (-2, -2)), ValueError, "grid: got"),
         (lambda: MaskPlan.from_order(PLAN.ids_shuffle, 7), ValueError, "keep: got 7"),
+        (lambda: MaskPlan.from_order(PLAN.ids_shuffle, 2.0), TypeError, "keep: got 2.0"),
+        (lambda: MaskPlan.from_order(PLAN.ids_shuffle.int(), 2), TypeError, "ids_shuffle: got"),
+        (lambda: MaskPlan.from_order(PLAN.ids_shuffle * 0, 2), ValueError, "every patch once"),
+        (lambda: MaskPlan.from_order(PLAN.ids_shuffle + 1, 2), ValueError, r"in \[0, 6\)"),
+        (lambda: replace(PLAN, mask=~PLAN.mask), ValueError, "mask: must be True where"),
+        (lambda: replace(VARYING, keep_lengths=torch.tensor([3, 40])), ValueError, "keep_lengths"),
         (lambda: VARYING.ids_removed, ValueError, "ids_removed: .*varies"),
         (
             lambda: MaskPlan(PLAN.ids_shuffle.int(), PLAN.ids_restore, PLAN.mask, 2, (6,)),

@@ -1,5 +1,6 @@
 """What the functions on patches ask of their arguments; each check raises with the name."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ def checked_images(images: Tensor) -> None:
         raise ValueError(f"images: got shape {tuple(images.shape)}, must have channels")
 
 
-def checked_plan(plan, name: str, x: Tensor, length: int | None = None) -> tuple:
+def checked_plan(plan, name: str, x: Tensor, length: int | None = None, grid=None) -> tuple:
     """(shuffle, restore, lengths, keep), what raw operators take of a plan.
 
     Args:
@@ -25,13 +26,17 @@ def checked_plan(plan, name: str, x: Tensor, length: int | None = None) -> tuple
         name: of the tensor that must fit it.
         x: that tensor, [B, ...].
         length: its patches; None where that is checked otherwise.
+        grid: patches along each axis, where those are known.
     """
     if not isinstance(plan, MaskPlan):
         raise TypeError(f"plan: got {type(plan).__name__}, must be a MaskPlan")
     if len(plan) != x.shape[0]:
         raise ValueError(f"plan: got a plan of B = {len(plan)}, {name} has B = {x.shape[0]}")
+    length = length if grid is None else math.prod(grid)
     if length is not None and plan.length != length:
         raise ValueError(f"plan: got a plan of L = {plan.length}, {name} has {length} patches")
+    if grid is not None and len(plan.grid) > 1 and plan.grid != grid:
+        raise ValueError(f"plan: got a plan of grid {plan.grid}, {name} has grid {grid}")
     if plan.device != x.device:
         raise ValueError(f"plan: got device {plan.device}, must be that of {name}, {x.device}")
     tensors = plan.ids_shuffle, plan.ids_restore, plan.keep_lengths

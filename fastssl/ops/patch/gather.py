@@ -1,6 +1,5 @@
 """From images to visible patches in one pass."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -59,13 +58,14 @@ def gather_patches(
     patch = checked_patch(images, patch_size)
     checked_images(images)
     index = ORDERS.index(checked_order(order))
-    parts = checked_plan(plan, "images", images, math.prod(grid_of(images, patch)))
+    parts = checked_plan(plan, "images", images, grid=grid_of(images, patch))
     mean, std = checked_normalization(mean, std, images.shape[1])
     if dtype is None:
         dtype = torch.float32 if images.dtype == torch.uint8 else images.dtype
     elif dtype not in FLOATING:
         raise TypeError(f"dtype: got {dtype}, must be float16, bfloat16, float32 or float64")
-    if _dispatch.choose("patch", impl, images.device) == "reference" and impl == "reference":
+    _dispatch.choose("patch", impl, images.device)
+    if impl == "reference":
         return reference.gather_patches(images, plan, patch, mean, std, order, dtype)
     return _gather(images, *parts, patch, mean, std, index, schema.DTYPES.index(dtype))
 
@@ -79,20 +79,18 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        images, *plan, ctx.keep, ctx.patch, _, ctx.std, ctx.order, _ = inputs
-        ctx.save_for_backward(*plan)
+        images, *ctx.ids, ctx.keep, ctx.patch, _, ctx.std, ctx.order, _ = inputs
         ctx.grid, ctx.dtype = grid_of(images, ctx.patch), images.dtype
 
     @staticmethod
     def backward(ctx, grad):
         from fastssl.ops.patch.tokens import restored
 
-        plan = (*ctx.saved_tensors, ctx.keep)
+        plan = (*ctx.ids, ctx.keep)
         patches = restored(grad, None, None, *plan, 0, schema.DTYPES.index(grad.dtype))
         images = unpatchify(patches, ctx.patch, ctx.grid, ORDERS[ctx.order])
-        std = torch.tensor(ctx.std, dtype=images.dtype, device=images.device)
-        images = images / std.view(-1, *[1] * len(ctx.patch))
-        return images.to(ctx.dtype), *[None] * 9
+        channels = zip(images.split(1, 1), ctx.std, strict=True)  # by numbers: nothing is copied
+        return torch.cat([x / std for x, std in channels], 1).to(ctx.dtype), *[None] * 9
 
 
 _gather = applied(_Gather)

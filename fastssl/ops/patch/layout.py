@@ -1,6 +1,7 @@
 """Images as sequences of patches, in any number of dimensions; plain PyTorch, differentiable."""
 
 import math
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -67,7 +68,7 @@ def unpatchify(
     batch, length, width = patches.shape
     if grid is None:
         grid = (math.isqrt(length),) * 2
-    grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    grid = sizes("grid", grid, len(grid) if isinstance(grid, Sequence) else 1)
     if math.prod(grid) != length:
         raise ValueError(f"grid: got {grid}, must have as many patches as patches has, {length}")
     patch = sizes("patch_size", patch_size, len(grid))
@@ -86,12 +87,15 @@ def unpatchify(
 
 def sizes(name: str, value, axes: int) -> tuple[int, ...]:
     """One positive integer for each axis."""
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(values) != axes:
         raise ValueError(f"{name}: got {value}, must be one number or {axes}")
-    for number in values:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}: got {value}, must be at least 1")
+    try:
+        values = tuple(operator.index(number) for number in values)
+    except TypeError:
+        raise TypeError(f"{name}: got {value!r}, must be whole numbers") from None
+    if min(values) < 1:
+        raise ValueError(f"{name}: got {value}, must be at least 1")
     return values
 
 

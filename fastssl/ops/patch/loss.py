@@ -43,9 +43,11 @@ def masked_patch_loss(
 
     Args:
         images: [B, C, *space], one to three axes of space, any strides: uint8, of which a level
-            counts as its 255th part, or floating-point. They get no gradient.
+            counts as its 255th part, or floating-point. Where they require a gradient, the
+            reference computes the loss, and "cpu" or "cuda" are refused.
         pred: of all patches, [B, L, P] in raster order; or of the removed ones alone,
-            [B, L - K, P] in the order of `plan.ids_removed`. float16, bfloat16, float32 or float64.
+            [B, L - K, P] in the order of `plan.ids_removed` (where K is 0, which is both, raster
+            order counts). float16, bfloat16, float32 or float64.
         plan: which patches were removed.
         patch_size: one number, or one for each axis of space.
         norm_pix: normalise the pixels of each patch.
@@ -64,7 +66,9 @@ def masked_patch_loss(
     Returns:
         0-d, float64 for float64 predictions and float32 otherwise. 0 where no patch is removed (a
         mean over nothing, NaN, elsewhere). Sums are made in a fixed order: the same bits from call
-        to call and for any number of threads. The second derivative goes through the reference.
+        to call and for any number of threads. The second derivative goes through the reference,
+        and so do float16 predictions with "cosine" that require a gradient. torch.func.grad works,
+        vmap and jvp do not.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -73,10 +77,8 @@ def masked_patch_loss(
     """
     patch = checked_patch(images, patch_size)
     checked_images(images)
-    if images.requires_grad:
-        raise ValueError("images: requires a gradient, there is none for the target; detach it")
     checked_floating("pred", pred, 3, "[B, L, P] or [B, L - K, P]")
-    parts = checked_plan(plan, "images", images, math.prod(grid_of(images, patch)))
+    parts = checked_plan(plan, "images", images, grid=grid_of(images, patch))
     width, removed = images.shape[1] * math.prod(patch), plan.length - plan.keep
     if pred.shape[0] != images.shape[0] or pred.device != images.device:
         got = f"B = {pred.shape[0]} on {pred.device}"
@@ -100,24 +102,30 @@ def masked_patch_loss(
     index = ORDERS.index(checked_order(order))
     _dispatch.choose("patch", impl, images.device)
     how = (patch, norm_pix, kind, statistics, mean, std, order)
-    if impl == "reference":
+    of_images, of_pred = (x.requires_grad and torch.is_grad_enabled() for x in (images, pred))
+    if of_images and impl not in ("auto", "reference"):
+        raise ValueError(f"images: requires a gradient, impl={impl!r} has none; detach it")
+    # A cosine's gradient has no size that is known beforehand: see `_scale`.
+    unsized = of_pred and kind == "cosine" and pred.dtype == torch.float16
+    if impl == "reference" or of_images or unsized:
         return reference.masked_patch_loss(images, pred, plan, *how)
-    scale = _scale(pred, removed) if pred.requires_grad and torch.is_grad_enabled() else 0.0
     numbers = (norm_pix, KINDS.index(kind), STATISTICS.index(statistics), index)
     options = (patch, mean, std, *numbers)
-    return _loss(pred, images, *parts, *options, scale, plan.grid)[0]
+    if not of_pred:
+        return torch.ops.fastssl.patch_loss(images, pred, *parts, *options, 0.0)[0]
+    return _loss(pred, images, *parts, *options, _scale(pred, removed), plan.grid)[0]
 
 
 def _scale(pred: Tensor, removed: int) -> float:
     """What the loss is multiplied by before its gradient is made.
 
     Elements of the gradient of a mean are too small for float16, where a loss is scaled for that
-    reason. The power of two brings them near 1; it leaves when the upstream gradient comes.
+    reason. The power of two brings them near 1 / 64; it leaves when the upstream gradient comes.
     """
     if pred.dtype != torch.float16:
         return 1.0
     numbers = pred.shape[0] * max(removed, 1) * pred.shape[2]
-    return 2.0 ** math.floor(math.log2(max(numbers, 1)))
+    return 2.0 ** (math.floor(math.log2(max(numbers, 1))) - 6)
 
 
 class _Loss(torch.autograd.Function):
@@ -127,39 +135,57 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pred, images, *plan, ctx.keep = inputs[:6]
+        pred, *ctx.data, ctx.keep = inputs[:6]
         ctx.options = inputs[6:]
         _, gradient = output
         ctx.mark_non_differentiable(gradient)
         ctx.set_materialize_grads(False)  # or backward gets zeros as large as the gradient
         ctx.traced = torch.compiler.is_compiling()
-        ctx.gradient = None if ctx.traced else gradient
-        ctx.save_for_backward(pred, images, *plan, gradient if ctx.traced else None)
+        if ctx.traced:
+            ctx.save_for_backward(pred, gradient)
+        else:
+            # Images and plan beside the graph: a buffer of pixels may be filled anew before the
+            # backward, which seldom needs them, and either may come from inference mode.
+            ctx.gradient, ctx.version = gradient, _version(ctx.data[0])
+            ctx.save_for_backward(pred)
 
     @staticmethod
     def backward(ctx, upstream, _):
-        *tensors, gradient = ctx.saved_tensors
+        pred, *kept = ctx.saved_tensors
         nothing = [None] * 14
         if upstream is None:
             return None, *nothing
-        if torch.is_grad_enabled() and not ctx.traced:
-            return _reference_gradient(ctx, tensors, upstream), *nothing
         scale = ctx.options[-2]
         by = upstream if scale == 1 else upstream / scale
         if ctx.traced:
+            (gradient,) = kept
             return (gradient.to(by.dtype) * by).to(gradient.dtype), *nothing
+        if torch.is_grad_enabled():
+            return _reference_gradient(ctx, pred, upstream), *nothing
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # used up by an earlier backward, which scaled it in place
-            pred, images, *plan = tensors
-            arguments = (images, pred, *plan, ctx.keep, *ctx.options[:-1])
+            _check_version(ctx)
+            arguments = (ctx.data[0], pred, *ctx.data[1:], ctx.keep, *ctx.options[:-1])
             gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
         torch.ops.fastssl.patch_scale_(gradient, by)
         return gradient, *nothing
 
 
-def _reference_gradient(ctx, tensors, upstream) -> Tensor:
+def _version(images: Tensor) -> int | None:
+    """How often the images were changed; None where torch does not count."""
+    functional = torch._C._are_functorch_transforms_active()
+    return None if functional or images.is_inference() else images._version
+
+
+def _check_version(ctx) -> None:
+    if ctx.version != _version(ctx.data[0]):
+        raise RuntimeError("images: were changed in place, and this backward needs them")
+
+
+def _reference_gradient(ctx, pred: Tensor, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of prediction and upstream."""
-    pred, images, shuffle, restore, lengths = tensors
+    _check_version(ctx)
+    images, shuffle, restore, lengths = ctx.data
     patch, mean, std, norm_pix, kind, statistics, order, _, grid = ctx.options
     mask = restore >= (ctx.keep if lengths is None else lengths.unsqueeze(1))
     plan = MaskPlan(shuffle, restore, mask, ctx.keep, grid, lengths)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskPlan:
     """Which of L patches are kept (visible) and which are removed, for each of B samples.
 
@@ -42,6 +42,8 @@ class MaskPlan:
         if self.mask.dtype != torch.bool or self.mask.shape != self.ids_restore.shape:
             got = f"{self.mask.dtype} {tuple(self.mask.shape)}"
             raise ValueError(f"mask: got {got}, must be bool {tuple(self.ids_restore.shape)}")
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int):
+            raise TypeError(f"keep: got {self.keep!r}, must be an integer")
         if not 0 <= self.keep <= self.length:
             raise ValueError(f"keep: got {self.keep}, must be between 0 and L = {self.length}")
         if math.prod(self.grid) != self.length:
@@ -50,6 +52,21 @@ class MaskPlan:
         if lengths is not None and (lengths.dtype != torch.int64 or lengths.shape != (len(self),)):
             got = f"{lengths.dtype} {tuple(lengths.shape)}"
             raise ValueError(f"keep_lengths: got {got}, must be int64 ({len(self)},)")
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_values()
+
+    def _check_values(self) -> None:
+        limit = self.keep
+        if self.keep_lengths is not None:
+            limit = self.keep_lengths.unsqueeze(1)
+            if ((self.keep_lengths < 0) | (self.keep_lengths > self.keep)).any():
+                got = self.keep_lengths.tolist()
+                raise ValueError(f"keep_lengths: got {got}, must be in [0, K] = [0, {self.keep}]")
+        if not torch.equal(self.mask, self.ids_restore >= limit):
+            raise ValueError(
+                "mask: must be True where ids_restore is not below K, or keep_lengths; "
+                "MaskPlan.from_mask makes a plan of another mask"
+            )
 
     def __len__(self) -> int:
         return self.ids_restore.shape[0]
@@ -110,13 +127,31 @@ class MaskPlan:
         """The plan that keeps the first `keep` patches of each row.
 
         Args:
-            ids_shuffle: int64 [B, L], each row a permutation of 0 to L - 1; not checked.
+            ids_shuffle: int64 [B, L], each row a permutation of 0 to L - 1.
             keep: K.
             grid: patches along each axis; None for (L,).
+
+        Raises:
+            TypeError: `ids_shuffle` is no int64 tensor.
+            ValueError: it is not [B, L] or, which is looked at on the CPU only, no permutation.
         """
+        if not isinstance(ids_shuffle, Tensor) or ids_shuffle.dtype != torch.int64:
+            got = getattr(ids_shuffle, "dtype", type(ids_shuffle).__name__)
+            raise TypeError(f"ids_shuffle: got {got}, must be an int64 tensor")
+        if ids_shuffle.dim() != 2:
+            raise ValueError(f"ids_shuffle: got shape {tuple(ids_shuffle.shape)}, must be [B, L]")
         length = ids_shuffle.shape[1]
+        looked_at = ids_shuffle.device.type == "cpu" and not torch.compiler.is_compiling()
         places = torch.arange(length, device=ids_shuffle.device).expand_as(ids_shuffle)
-        ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
+        if (
+            looked_at
+            and ids_shuffle.numel()
+            and not 0 <= ids_shuffle.min() <= ids_shuffle.max() < length
+        ):
+            raise ValueError(f"ids_shuffle: must be in [0, {length})")
+        ids_restore = torch.full_like(ids_shuffle, -1).scatter_(1, ids_shuffle, places)
+        if looked_at and (ids_restore < 0).any():
+            raise ValueError("ids_shuffle: must have every patch once in each row")
         grid = (length,) if grid is None else tuple(grid)
         return cls(ids_shuffle, ids_restore, ids_restore >= keep, keep, grid)
 

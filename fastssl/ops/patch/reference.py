@@ -36,10 +36,11 @@ def masked_patch_loss(images, pred, plan, patch, norm_pix, kind, statistics, mea
         target = ((x - x.mean(dim, keepdim=True)) / scale).flatten(2)
     if pred.shape[1] != plan.length:
         target = target.gather(1, plan.ids_removed.unsqueeze(-1).expand_as(pred))
+    removed = plan.mask if pred.shape[1] == plan.length else plan.mask.new_ones(pred.shape[:2])
+    pred, target = (torch.where(removed.unsqueeze(-1), x, 0) for x in (pred, target))
     if kind == "cosine":
         rows = 1 - F.cosine_similarity(pred, target, -1)
     else:
         loss = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[kind]
         rows = loss(pred, target, reduction="none").mean(-1)
-    removed = plan.mask if rows.shape == plan.mask.shape else torch.ones_like(rows, dtype=bool)
     return torch.where(removed, rows, 0).sum() / removed.sum().clamp(min=1)

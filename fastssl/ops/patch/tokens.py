@@ -1,7 +1,8 @@
 """Visible tokens out of all tokens, and all tokens out of visible ones: a decoder's input.
 
 A plan is a permutation, so the gradient of a gather is a gather: nothing is scattered or added up
-in an order that could vary.
+in an order that could vary. What backward needs of a plan is kept beside the graph, since a plan
+may come from inference mode.
 """
 
 import torch
@@ -125,13 +126,12 @@ class _GatherTokens(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, ctx.pos, *plan, ctx.keep, ctx.prefix = inputs
+        _, ctx.pos, *ctx.ids, ctx.keep, ctx.prefix = inputs
         ctx.pos = None if ctx.pos is None else ctx.pos.dtype
-        ctx.save_for_backward(*plan)
 
     @staticmethod
     def backward(ctx, grad):
-        plan = (*ctx.saved_tensors, ctx.keep)
+        plan = (*ctx.ids, ctx.keep)
         dtype = schema.DTYPES.index(grad.dtype)
         tokens = restored(grad, None, None, *plan, ctx.prefix, dtype)
         positions = tokens.sum(0, dtype=ctx.pos) if ctx.needs_input_grad[1] else None
@@ -147,13 +147,12 @@ class _RestoreTokens(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        visible, _, ctx.pos, *plan, ctx.keep, ctx.prefix, _ = inputs
+        visible, _, ctx.pos, *ctx.ids, ctx.keep, ctx.prefix, _ = inputs
         ctx.visible, ctx.pos = visible.dtype, None if ctx.pos is None else ctx.pos.dtype
-        ctx.save_for_backward(*plan)
 
     @staticmethod
     def backward(ctx, grad):
-        plan = (*ctx.saved_tensors, ctx.keep, ctx.prefix)
+        plan = (*ctx.ids, ctx.keep, ctx.prefix)
         visible = token = positions = None
         if ctx.needs_input_grad[0]:
             visible = gathered(grad, None, *plan).to(ctx.visible)
@@ -171,15 +170,14 @@ class _SumRemoved(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, *plan, ctx.keep, ctx.prefix = inputs
+        x, *ctx.ids, ctx.keep, ctx.prefix = inputs
         ctx.shape, ctx.dtype = (x.shape[0], ctx.prefix + ctx.keep, x.shape[2]), x.dtype
-        ctx.save_for_backward(*plan)
 
     @staticmethod
     def backward(ctx, grad):
         zeros = grad.new_zeros(ctx.shape)
         dtype = schema.DTYPES.index(ctx.dtype)
-        plan = (*ctx.saved_tensors, ctx.keep)
+        plan = (*ctx.ids, ctx.keep)
         return restored(zeros, grad, None, *plan, ctx.prefix, dtype), *[None] * 5
 
 
