@@ -42,3 +42,19 @@ def test_augment_folder_without_images(tmp_path):
     done = run("augment_folder.py", tmp_path)
     assert done.returncode != 0
     assert f"no JPEGs in {tmp_path}" in done.stderr
+
+
+def test_ijepa_digits():
+    pytest.importorskip("sklearn")
+    done = run("ijepa_digits.py", "--steps", 3)
+    assert done.returncode == 0, done.stderr
+    steps, scores = done.stdout.split("test accuracy, %")
+    assert steps.startswith("step 1/3  loss 0.") and "step 3/3  loss 0." in steps
+    table = [line.rsplit(maxsplit=2) for line in scores.splitlines()[1:]]
+    assert [line[0] for line in table] == [
+        "1 per class",
+        "5 per class",
+        "10 per class",
+        "all labels",
+    ]
+    assert all(10 < float(score) <= 100 for line in table for score in line[1:])

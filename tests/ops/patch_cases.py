@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from fastssl.masking import MaskPlan
+from fastssl.masking import MaskPlan, masked_patch_loss
+from fastssl.ops.patch import reference
 
 #: (shape of the images, patch size): one to three axes of space, odd sizes, a single patch.
 SHAPES = [
@@ -63,3 +64,33 @@ def assert_exact(ours, eager, truth, dtype, name="", least=0.0):
     allowed = 2 * (eager.double() - truth).abs().max().item() + floor
     error = (ours.double() - truth).abs().max().item()
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def loss_and_gradient(function, images, pred, *options):
+    """The loss, and its gradient times 3 / 4."""
+    leaf = pred.detach().requires_grad_()
+    loss = function(images, leaf, *options)
+    return loss.detach(), torch.autograd.grad(loss, leaf, torch.full_like(loss, 0.75))[0]
+
+
+def check_loss(images, pred, plan, patch, impl, norm_pix=True, kind="mse", statistics="patch",
+               order="pqc", mean=None, std=None):  # fmt: skip
+    """Compares loss and gradient with float64."""
+    channels = images.shape[1]
+    numbers = (list(mean or [0.0] * channels), list(std or [1.0] * channels))
+    options = (plan, patch, norm_pix, kind, statistics, *numbers, order)
+    wide = images if images.dtype == torch.uint8 else images.double()
+    truth = loss_and_gradient(reference.masked_patch_loss, wide, pred.double(), *options)
+    eager = loss_and_gradient(reference.masked_patch_loss, images, pred, *options)
+
+    def function(images, pred, plan, patch, norm_pix, kind, statistics, mean, std, order):
+        return masked_patch_loss(
+            images, pred, plan, patch, norm_pix, kind, statistics, mean, std, order=order, impl=impl
+        )
+
+    ours = loss_and_gradient(function, images, pred, *options)
+    compute = torch.promote_types(pred.dtype, torch.float32)
+    assert_exact(ours[0], eager[0], truth[0], compute, "loss")
+    assert_exact(ours[1], eager[1], truth[1], pred.dtype, "gradient")
+    if pred.shape[1] == plan.length:
+        assert not ours[1][~plan.mask].any(), "kept patches get no gradient"

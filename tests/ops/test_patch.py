@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from patch_cases import FLOATING, SHAPES, assert_exact, images_of, plan_of, statistics_of
+from patch_cases import (
+    FLOATING,
+    SHAPES,
+    assert_exact,
+    check_loss,
+    images_of,
+    loss_and_gradient,
+    plan_of,
+    statistics_of,
+)
 
 from benchmarks.measure import peak_memory
 from fastssl import masking
@@ -23,34 +32,6 @@ IMAGES = [torch.uint8, *FLOATING]
 def case(shape, patch, dtype, varying=False):
     grid = tuple(n // p for n, p in zip(shape[2:], patch, strict=True))
     return images_of(shape, dtype), plan_of(shape[0], grid, varying=varying)
-
-
-def loss_and_gradient(function, images, pred, *options):
-    leaf = pred.detach().requires_grad_()
-    loss = function(images, leaf, *options)
-    return loss.detach(), torch.autograd.grad(loss, leaf, torch.full_like(loss, 0.75))[0]
-
-
-def check_loss(images, pred, plan, patch, impl, norm_pix=True, kind="mse", statistics="patch",
-               order="pqc", mean=None, std=None):  # fmt: skip
-    channels = images.shape[1]
-    numbers = (list(mean or [0.0] * channels), list(std or [1.0] * channels))
-    options = (plan, patch, norm_pix, kind, statistics, *numbers, order)
-    wide = images if images.dtype == torch.uint8 else images.double()
-    truth = loss_and_gradient(reference.masked_patch_loss, wide, pred.double(), *options)
-    eager = loss_and_gradient(reference.masked_patch_loss, images, pred, *options)
-
-    def function(images, pred, plan, patch, norm_pix, kind, statistics, mean, std, order):
-        return masked_patch_loss(
-            images, pred, plan, patch, norm_pix, kind, statistics, mean, std, order=order, impl=impl
-        )
-
-    ours = loss_and_gradient(function, images, pred, *options)
-    compute = torch.promote_types(pred.dtype, torch.float32)
-    assert_exact(ours[0], eager[0], truth[0], compute, "loss")
-    assert_exact(ours[1], eager[1], truth[1], pred.dtype, "gradient")
-    if pred.shape[1] == plan.length:
-        assert not ours[1][~plan.mask].any(), "kept patches get no gradient"
 
 
 @pytest.mark.parametrize("dtype", FLOATING)

@@ -157,6 +157,74 @@ def test_compile(backend):
     torch.testing.assert_close(torch.autograd.grad(loss, token), expected)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_compile_without_a_gradient(mode):
+    plan, images, pred = PLANS["fixed"], images_of((2, 3, 8, 12)), torch.randn(2, 6, 48)
+    torch._dynamo.reset()
+    with mode():
+        compiled = torch.compile(masked_patch_loss, backend="aot_eager", fullgraph=True)
+        found = compiled(images, pred, plan, 4)
+    torch.testing.assert_close(found, masked_patch_loss(images, pred, plan, 4))
+
+
+def test_plans_and_images_from_inference_mode():
+    with torch.inference_mode():
+        plan, images = plan_of(2, (2, 3), 2), images_of((2, 3, 8, 12))
+    pred = torch.randn(2, 6, 48, requires_grad=True)
+    masked_patch_loss(images, pred, plan, 4).backward()
+    x, token = torch.randn(2, 6, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    restore_tokens(gather_tokens(x, plan), plan, token).sum().backward()
+    assert pred.grad.any() and x.grad.any() and token.grad.any()
+
+
+def test_images_may_be_overwritten_before_the_backward_that_needs_no_pixel():
+    plan, images = PLANS["fixed"], images_of((2, 3, 8, 12))
+    pred = torch.randn(2, 6, 48, requires_grad=True)
+    expected = torch.autograd.grad(masked_patch_loss(images, pred, plan, 4), pred)[0]
+    loss = masked_patch_loss(images, pred, plan, 4)
+    images.zero_()
+    assert torch.equal(torch.autograd.grad(loss, pred, retain_graph=True)[0], expected)
+    with pytest.raises(RuntimeError, match="images: were changed in place"):
+        torch.autograd.grad(loss, pred)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_of_any_size(kind, impl):
+    """Gradients that float16 holds are not lost on the way to it."""
+    plan, images = plan_of(64, (4, 4)), images_of((64, 3, 16, 16))
+    for size in (1e-5, 1.0, 1e4):
+        pred = (size * torch.randn(64, 16, 48)).half().requires_grad_()
+        wide = pred.detach().double().requires_grad_()
+        losses = (masked_patch_loss(images, x, plan, 4, kind=kind, impl=i)
+                  for x, i in ((pred, impl), (wide, "reference")))  # fmt: skip
+        ours, truth = (
+            torch.autograd.grad(x, p)[0] for x, p in zip(losses, (pred, wide), strict=True)
+        )
+        error = (ours.double() - truth).abs().max()
+        assert error <= max(4e-3 * truth.abs().max(), 6e-8), size
+
+
+def test_nan_in_a_kept_patch_reaches_nothing(impl):
+    images, plan = images_of((1, 3, 8, 8)), plan_of(1, (2, 2), 2)
+    images.view(1, 3, 2, 4, 2, 4)[:, :, plan.ids_keep[0, 0] // 2, :, plan.ids_keep[0, 0] % 2] = (
+        torch.nan
+    )
+    pred = torch.randn(1, 4, 48, requires_grad=True)
+    loss = masked_patch_loss(images, pred, plan, 4, impl=impl)
+    for graph in (False, True):
+        gradient = torch.autograd.grad(loss, pred, create_graph=graph, retain_graph=True)[0]
+        assert gradient.isfinite().all()
+
+
+def test_images_that_require_a_gradient():
+    images, plan = images_of((2, 3, 8, 12)).requires_grad_(), PLANS["fixed"]
+    pred = torch.randn(2, 6, 48, requires_grad=True)
+    loss = masked_patch_loss(images, pred, plan, 4)
+    assert all(g.any() for g in torch.autograd.grad(loss, (images, pred)))
+    with torch.no_grad():
+        torch.testing.assert_close(masked_patch_loss(images, pred, plan, 4, impl="cpu"), loss)
+
+
 def test_functional_gradient():
     plan, images = PLANS["fixed"], images_of((2, 3, 8, 12))
     pred = torch.randn(2, 6, 48, requires_grad=True)

@@ -144,7 +144,9 @@ def test_errors_come_before_the_folder_is_made(tmp_path):
     with pytest.raises(UsageError, match="^root: "):
         pretrain("simclr", out=tmp_path / "run", data="cifar10", root=tmp_path)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match="^method: got 'simclear', must be one of simclr"):
+    with pytest.raises(
+        UsageError, match="^method: got 'simclear', must be one of mae, simclr, simmim"
+    ):
         pretrain("simclear")
     with pytest.raises(UsageError, match="^batch_size: got 512, the data has 160"):
         pretrain("simclr", out=tmp_path / "run", **TINY | {"batch_size": 512})

@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+from fastssl.train import UsageError, data, pretrain
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def save(path, size=(40, 30), colour=(200, 30, 60), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+
+
+def load(path, **keywords):
+    return data.load(f"folder:{path}", **keywords)
+
+
+def colours(split):
+    return [tuple(image[:, 8, 8].tolist()) for image in split.images]
+
+
+def test_classes_are_the_folders(tmp_path):
+    for i in range(10):
+        save(tmp_path / "zebra" / f"{i}.png", (20 + i, 33), (i, 0, 0))
+        save(tmp_path / "ape" / "deep" / f"{i}.PNG", (50, 21 + i), (i, 1, 0))
+    save(tmp_path / "ape" / "x9.bmp", (16, 16), (99, 1, 0))
+    (tmp_path / "ape" / "notes.txt").write_text("no image")
+    made = load(tmp_path, image_size=16)
+    assert made.name == tmp_path.name and made.classes == ("ape", "zebra") and made.channels == 3
+    assert made.train.images.shape == (17, 3, 16, 16) and made.train.images.dtype == torch.uint8
+    assert colours(made.test) == [(4, 1, 0), (4, 0, 0), (9, 1, 0), (9, 0, 0)]
+    assert made.test.labels.tolist() == [0, 1, 0, 1]
+    assert made.train.labels[:6].tolist() == [0, 1, 0, 1, 0, 1]
+    assert colours(made.train)[-1] == (99, 1, 0)
+    assert load(tmp_path, limit=3).train.labels.tolist() == [0, 1, 0]
+
+
+def test_the_shorter_side_is_fitted_and_the_middle_kept(tmp_path):
+    wide = Image.new("RGB", (96, 32), (255, 0, 0))
+    wide.paste((0, 0, 255), (32, 0, 64, 32))
+    for i in range(5):
+        wide.save(tmp_path / f"{i}.png")
+    made = load(tmp_path, image_size=32)
+    expected = torch.tensor([0, 0, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert torch.equal(made.train.images, expected.expand(4, 3, 32, 32))
+
+
+def test_cameras_may_have_been_turned_and_images_gray(tmp_path):
+    turned = Image.new("RGB", (32, 32), (255, 255, 255))
+    turned.paste((0, 0, 0), (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    for i in range(4):
+        turned.save(tmp_path / f"{i}.png", exif=exif)
+    Image.new("L", (32, 32), 7).save(tmp_path / "4.png")
+    made = load(tmp_path)
+    assert (made.train.images[:, :, :14] == 255).all() and (made.train.images[:, :, 18:] == 0).all()
+    assert (made.test.images == 7).all()
+
+
+def test_large_photographs_are_brought_down_in_one_tone(tmp_path):
+    for i in range(5):
+        save(tmp_path / f"{i}.jpg", (900, 700), (10, 120, 240), quality=95)
+    made = load(tmp_path)
+    assert made.train.images.shape == (4, 3, 32, 32)
+    target = torch.tensor([10, 120, 240]).view(3, 1, 1)
+    assert (made.train.images.int() - target).abs().max() <= 4
+
+
+def test_unreadable_files_are_reported_and_left_out(tmp_path, capsys):
+    for i in range(9):
+        save(tmp_path / f"{i}.jpg")
+    for i in range(4):
+        (tmp_path / f"a{i}.jpg").write_bytes(b"no image")
+    whole = (tmp_path / "0.jpg").read_bytes()
+    (tmp_path / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    made = load(tmp_path)
+    assert len(made.train.images) + len(made.test.images) == 8
+    line = capsys.readouterr().out
+    assert line.startswith("data: left out 5 that cannot be read: ") and "and 2 more" in line
+    assert str(tmp_path / "0.jpg") in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_splits_may_be_folders(tmp_path, name):
+    for split, count in (("train", 6), (name, 2)):
+        for kind in ("a", "b"):
+            for i in range(count):
+                save(tmp_path / split / kind / f"{i}.png", colour=(i, 0, 0))
+    made = load(tmp_path)
+    assert made.classes == ("a", "b")
+    assert len(made.train.images) == 12 and len(made.test.images) == 4
+    save(tmp_path / name / "c" / "0.png")
+    with pytest.raises(UsageError, match="^data: .*hold different classes"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("nested", [(), ("only",)])
+def test_without_classes_there_is_no_table_but_a_picture(tmp_path, capsys, nested):
+    for i in range(60):
+        save(tmp_path.joinpath("photos", *nested, f"{i}.png"), colour=(4 * i, 255 - 4 * i, 90))
+    run = pretrain(
+        "mae", data=f"folder:{tmp_path / 'photos'}", image_size=16, out=tmp_path / "run", width=16,
+        decoder_width=16, decoder_depth=1, batch_size=16, epochs=1, accelerator="cpu",
+    )  # fmt: skip
+    assert run.rows == []
+    assert "photos has no two classes, so features are drawn but not measured" in (
+        capsys.readouterr().out
+    )
+    assert {"report.png", "reconstructions.png"} <= {path.name for path in run.out.iterdir()}
+
+
+def test_errors_name_the_argument(tmp_path):
+    with pytest.raises(UsageError, match="^data: .*/none is not a folder"):
+        load(tmp_path / "none")
+    with pytest.raises(UsageError, match="^data: .* has 0 images to train on and 0 to test on"):
+        load(tmp_path)
+    for i in range(4):
+        save(tmp_path / f"{i}.png")
+    with pytest.raises(UsageError, match="^data: .* has 4 images to train on and 0 to test on"):
+        load(tmp_path)
