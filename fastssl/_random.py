@@ -86,7 +86,8 @@ def checked_seed(seed) -> int:
 
 
 def checked_step(step, device: torch.device, where: str) -> tuple[Tensor | None, int]:
-    """(the tensor, 0) of a 0-d int64 tensor on `device`, or (None, the number).
+    """(the tensor, 0) of a 0-d int64 tensor on `device`, or (None, the number); inside
+    torch.compile always a tensor.
 
     Raises:
         TypeError: neither an integer nor a tensor.
@@ -104,6 +105,8 @@ def checked_step(step, device: torch.device, where: str) -> tuple[Tensor | None,
         raise TypeError(f"step: got {step!r}, must be an integer or a 0-d int64 tensor")
     if not 0 <= step < 1 << 32:
         raise ValueError(f"step: got {step}, must be in [0, 2^32)")
+    if torch.compiler.is_compiling():  # or every step would be compiled anew
+        return torch.full((), step, dtype=torch.int64, device=device), 0
     return None, step
 
 

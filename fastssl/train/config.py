@@ -6,18 +6,18 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-
-#: Encoders, and the channels of their first stage where none are given.
-WIDTHS = {"small": 16, "resnet18": 64}
+from typing import ClassVar
 
 
 class UsageError(ValueError):
     """Something the caller can put right: an argument, a folder, a data file."""
 
 
-def option(default, help: str, *, least=None, above=None, choices: tuple[str, ...] = ()):
+def option(
+    default, help: str, *, least=None, above=None, below=None, choices: tuple[str, ...] = ()
+):
     """A field of a configuration, with its help text and the values it may take."""
-    metadata = {"help": help, "least": least, "above": above, "choices": choices}
+    metadata = {"help": help, "least": least, "above": above, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -25,22 +25,31 @@ def option(default, help: str, *, least=None, above=None, choices: tuple[str, ..
 class Config:
     """Keywords common to all methods; a method's own configuration adds to them.
 
-    Every field is a keyword of `fastssl.train.pretrain` and a flag of `fastssl train METHOD`.
+    Every field is a keyword of `fastssl.train.pretrain` and a flag of `fastssl train METHOD`. A
+    method may declare a field again, with another default or other choices.
+
+    Attributes:
+        WIDTHS: the width of each choice of `backbone` where none is given.
 
     Raises:
         UsageError: a value has the wrong type or is out of range; the message names the argument.
     """
 
-    data: str = option("digits", "What to train on.", choices=("digits", "cifar10"))
+    WIDTHS: ClassVar[dict[str, int]] = {"small": 16, "resnet18": 64}
+
+    data: str = option("digits", "What to train on.", choices=("digits", "cifar10", "folder:PATH"))
     root: Path | None = option(None, "Folder that holds cifar-10-batches-py.")
     limit: int | None = option(None, "Use only the first N images of each split.", least=1)
+    image_size: int = option(
+        32, "Side to which the images of a folder are resized and cropped.", least=1
+    )
     out: Path | None = option(None, "Folder to write to, by default out/METHOD-DATA.")
     epochs: int = option(40, "Passes over the training images.", least=1)
     batch_size: int = option(128, "Images per step, over all processes.", least=2)
     lr: float = option(2e-3, "Peak learning rate of AdamW.", above=0)
     weight_decay: float = option(1e-4, "Weight decay of AdamW; none on biases and norms.", least=0)
     warmup: float = option(0.1, "Share of all steps in which the rate rises to its peak.", least=0)
-    backbone: str = option("small", "Encoder.", choices=tuple(WIDTHS))
+    backbone: str = option("small", "Encoder.", choices=("small", "resnet18"))
     width: int | None = option(
         None, "Channels of the first stage, by default 16 (small) or 64 (resnet18).", least=1
     )
@@ -62,7 +71,9 @@ class Config:
             if value is not None:
                 _check(field.name, value, **field.metadata)
         if self.width is None:
-            self.width = WIDTHS[self.backbone]
+            self.width = self.WIDTHS[self.backbone]
+        if self.image_size != 32 and not self.data.startswith("folder:"):
+            raise UsageError(f"image_size: got {self.image_size}, {self.data} has images of 32")
         if self.warmup >= 1:
             raise UsageError(f"warmup: got {self.warmup}, must be below 1")
         if self.resume and self.overwrite:
@@ -104,8 +115,11 @@ def _coerce(name: str, value, expected):
     return value
 
 
-def _check(name: str, value, *, help: str, least, above, choices) -> None:
-    if choices and value not in choices:
+def _check(name: str, value, *, help: str, least, above, below, choices) -> None:
+    # "folder:PATH" stands for every value that begins with "folder:".
+    prefixes = tuple(choice.removesuffix("PATH") for choice in choices if choice.endswith(":PATH"))
+    chosen = value in choices or (prefixes and value.startswith(prefixes))
+    if choices and not chosen or value in prefixes:
         near = difflib.get_close_matches(value, choices, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UsageError(f"{name}: got {value!r}, must be one of {', '.join(choices)}{hint}")
@@ -114,3 +128,5 @@ def _check(name: str, value, *, help: str, least, above, choices) -> None:
         raise UsageError(f"{name}: got {value}, must be at least {least}")
     if above is not None and not value > above:
         raise UsageError(f"{name}: got {value}, must be above {above}")
+    if below is not None and not value < below:
+        raise UsageError(f"{name}: got {value}, must be below {below}")

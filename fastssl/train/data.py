@@ -29,7 +29,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set; labels are never shown to a self-supervised method, only to the evaluation."""
+    """A data set; labels are never shown to a self-supervised method, only to the evaluation.
+
+    Where `classes` is empty there are none, and labels mean nothing.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -42,18 +45,26 @@ class Data:
         return self.train.images.shape[1]
 
 
-def load(name: str, root: Path | None = None, limit: int | None = None) -> Data:
+def load(
+    name: str, root: Path | None = None, limit: int | None = None, image_size: int = 32
+) -> Data:
     """Loads a data set by its name.
 
     Args:
-        name: "digits", or "cifar10".
-        root: folder that holds the data set's own folder; digits need none.
+        name: "digits", "cifar10", or "folder:PATH"; see `image_folder`.
+        root: folder that holds CIFAR-10's own folder; the others need none.
         limit: keep only the first images of each split.
+        image_size: side of the images of a folder.
 
     Raises:
         UsageError: files are missing or damaged.
     """
-    data = digits() if name == "digits" else cifar10(root)
+    if name.startswith("folder:"):
+        from fastssl.train.image_folder import image_folder
+
+        data = image_folder(Path(name.removeprefix("folder:")), image_size)
+    else:
+        data = digits() if name == "digits" else cifar10(root)
     return Data(data.name, data.classes, data.train.first(limit), data.test.first(limit))
 
 

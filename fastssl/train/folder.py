@@ -45,11 +45,19 @@ class RunFolder:
     def begin(self, described: dict) -> None:
         """Makes the folder ready for a new run and writes its config.json."""
         # Only what a run writes: out may be somebody's folder of other things.
-        for file in vars(self).values():
+        for file in [*vars(self).values(), *self._pictures()]:
             if file != self.path:
                 file.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.config, described)
+
+    def _pictures(self) -> list[Path]:
+        """What the last run's method drew, by its results."""
+        try:
+            names = json.loads(self.results.read_text())["pictures"]
+            return [self.path / f"{Path(name).name}.png" for name in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def _check_same(self, described: dict) -> None:
         try:

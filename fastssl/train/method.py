@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.train.config import Config
 from fastssl.train.data import Data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _methods: dict[str, type["Method"]] = {}
 
@@ -19,31 +22,36 @@ class Method(nn.Module, ABC):
     A subclass lives in one file of `fastssl.train.methods`, sets `name` and `Config`, and builds in
     ``__init__(self, config, data)`` its modules, among them `backbone`: the encoder of images to
     features that is evaluated and exported. The loop calls `views` outside and `forward` inside the
-    run's precision and distribution.
+    run's precision and distribution. A subclass without a `name` is a part that methods share.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Config]] = Config
+    #: Of AdamW.
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     backbone: nn.Module
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
-        _methods[cls.name] = cls
+        if "name" in vars(cls):
+            _methods[cls.name] = cls
 
     def __init__(self, config: Config, data: Data):
         super().__init__()
         self.config = config
 
     @abstractmethod
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> Sequence[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> Sequence:
         """What `forward` gets for uint8 images [N, C, H, W] on the device that trains.
+
+        Tensors, and dataclasses of tensors such as a `MaskPlan`.
 
         All randomness is a function of the run's seed, the step and `sample_ids`, the images'
         places in the data set, int64 [N].
         """
 
     @abstractmethod
-    def forward(self, *views: Tensor) -> dict[str, Tensor]:
+    def forward(self, *views) -> dict[str, Tensor]:
         """Scalars: "loss", and whatever else is worth a curve."""
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -51,10 +59,19 @@ class Method(nn.Module, ABC):
         groups = [{"params": []}, {"params": [], "weight_decay": 0.0}]
         for parameter in self.parameters():
             groups[parameter.ndim < 2]["params"].append(parameter)
-        return torch.optim.AdamW(groups, self.config.lr, weight_decay=self.config.weight_decay)
+        options = {"betas": self.betas, "weight_decay": self.config.weight_decay}
+        return torch.optim.AdamW(groups, self.config.lr, **options)
 
     def after_step(self, progress: float) -> None:
         """Runs after each optimizer step, `progress` from 0 to 1: a moving average, a queue."""
+
+    def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
+        """Matplotlib figures that show what was learned, by the name of the file.
+
+        Drawn at the end of an evaluated run, in evaluation mode and without gradients, beside
+        report.png.
+        """
+        return {}
 
 
 def registered() -> dict[str, type[Method]]:

@@ -9,6 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 QUIET = 5.0
 
 
+def note(text: str) -> None:
+    """Prints a line, once for all processes."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    first = getattr(rank_zero_only, "rank", 0) in (0, None)
+    Console(quiet=not first, highlight=False, markup=False).print(text, soft_wrap=True)
+
+
 class Display:
     """Shows steps, loss, images/s and time left; a context manager.
 

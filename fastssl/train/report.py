@@ -39,7 +39,7 @@ def picture(
     Args:
         path: of the picture, PNG.
         metrics: the lines of metrics.jsonl.
-        data: gives the classes that colour the maps.
+        data: gives the classes that colour the maps, if it has any.
         maps: features by the title of their map.
         seed: of t-SNE (van der Maaten and Hinton 2008).
     """
@@ -49,13 +49,17 @@ def picture(
     axes[0].plot([line["step"] for line in steps], [line["loss"] for line in steps], linewidth=1)
     axes[0].set(title="loss", xlabel="step")
     labels = data.test.labels[:POINTS].numpy()
+    few = 1 < len(data.classes) <= 10  # as many as tab10 has colours
+    colours = {"cmap": "tab10" if few else "turbo", "vmin": 0}
+    colours["vmax"] = 9 if few else max(1, len(data.classes) - 1)
     for axis, (title, features) in zip(axes[1:], maps.items(), strict=True):
         places = _map(features.test[:POINTS], seed)
-        points = axis.scatter(*places.T, c=labels, cmap="tab10", vmin=0, vmax=9, s=8)
+        points = axis.scatter(*places.T, c=labels, s=8, **colours)
         axis.set(title=f"{title}: t-SNE of test features", xticks=[], yticks=[])
-    handles, _ = points.legend_elements(num=np.unique(labels).tolist())
-    names = [data.classes[label] for label in np.unique(labels)]
-    figure.legend(handles, names, loc="outside right center", frameon=False)
+    if few:
+        handles, _ = points.legend_elements(num=np.unique(labels).tolist())
+        names = [data.classes[label] for label in np.unique(labels)]
+        figure.legend(handles, names, loc="outside right center", frameon=False)
     figure.savefig(path, format="png", dpi=110)
 
 

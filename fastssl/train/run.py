@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from fastssl.train import data as datasets
+from fastssl.train import progress
 from fastssl.train.config import Config, UsageError
+from fastssl.train.data import Data
 from fastssl.train.evaluate import Row
 from fastssl.train.folder import RunFolder, replacing, write_json
+from fastssl.train.method import Method
 from fastssl.train.methods import find
 
 
@@ -22,7 +25,8 @@ class Run:
     Attributes:
         out: its folder.
         backbone: the trained encoder, on the CPU, in evaluation mode.
-        rows: the accuracies of `fastssl.train.evaluate.compare`; empty without evaluation.
+        rows: the accuracies of `fastssl.train.evaluate.compare`; empty without evaluation, and for
+            data without classes.
     """
 
     out: Path
@@ -35,12 +39,12 @@ def pretrain(method: str, **keywords) -> Run:
 
     Writes to the out folder config.json (all keywords), metrics.jsonl (a line for each step and
     epoch), checkpoint.pt (after each epoch, in one piece), backbone.pt (the encoder's state dict),
-    results.json and report.png (loss and maps of the features). On a CPU the same keywords and
-    number of threads give the same weights, bit by bit, also where a run was killed and resumed.
-    Torch's global generators are seeded anew.
+    results.json, report.png (loss and maps of the features) and the method's own pictures. On a CPU
+    the same keywords and number of threads give the same weights, bit by bit, also where a run was
+    killed and resumed. Torch's global generators are seeded anew.
 
     Args:
-        method: "simclr".
+        method: "mae", "simclr" or "simmim".
         **keywords: the fields of the method's configuration, for SimCLR
             `fastssl.train.methods.simclr.SimCLRConfig`; `fastssl train simclr --help` lists them.
 
@@ -51,7 +55,10 @@ def pretrain(method: str, **keywords) -> Run:
     """
     kind = find(method)
     config = kind.Config.from_keywords(keywords)
-    folder = RunFolder(config.out or Path("out") / f"{method}-{config.data}")
+    name = config.data
+    if name.startswith("folder:"):
+        name = Path(name.removeprefix("folder:")).resolve().name
+    folder = RunFolder(config.out or Path("out") / f"{method}-{name}")
     # Heavy to import, and of no use to someone whose arguments are wrong.
     from lightning_fabric import Fabric
 
@@ -68,23 +75,25 @@ def pretrain(method: str, **keywords) -> Run:
     # The first process alone: it starts the others, which find the folder in use.
     if fabric.is_global_zero:
         folder.check(described)
-    data = datasets.load(config.data, config.root, config.limit)
-    if fabric.is_global_zero and not config.resume:
-        folder.begin(described)
+    data = datasets.load(config.data, config.root, config.limit, config.image_size)
     fabric.launch()
     torch.manual_seed(config.seed)
     # Convolutions on a CPU, and in half precision on a GPU, are fastest with channels innermost.
     model = kind(config, data).to(memory_format=torch.channels_last)
+    # Only now, since a method may refuse the data.
+    if fabric.is_global_zero and not config.resume:
+        folder.begin(described)
     untrained = copy.deepcopy(model.backbone)
     loop.train(model, config, data.train.images, fabric, folder)
     backbone = model.backbone.eval()
-    rows = []
+    rows, pictures = [], []
     if fabric.is_global_zero:
         with replacing(folder.backbone) as path:
             torch.save({k: v.cpu() for k, v in backbone.state_dict().items()}, path)
         if config.evaluate:
             rows = _evaluate(untrained, backbone, data, fabric.device, config, folder)
-        _write_results(folder, rows)
+            pictures = _draw(model, data, fabric.device, folder)
+        _write_results(folder, rows, pictures)
     fabric.barrier()
     return Run(folder.path, backbone.cpu(), rows)
 
@@ -98,14 +107,29 @@ def _evaluate(untrained, backbone, data, device, config: Config, folder: RunFold
     }
     with replacing(folder.picture) as path:
         report.picture(path, folder.read_metrics(), data, features, config.seed)
+    if not data.classes:
+        progress.note(
+            f"data: {data.name} has no two classes, so features are drawn but not measured"
+        )
+        return []
     return evaluate.compare(features["untrained"], features["pretrained"], data)
 
 
-def _write_results(folder: RunFolder, rows: list[Row]) -> None:
+@torch.no_grad()
+def _draw(model: Method, data: Data, device: torch.device, folder: RunFolder) -> list[str]:
+    figures = model.to(device).eval().pictures(data, device)
+    for name, figure in figures.items():
+        with replacing(folder.path / f"{name}.png") as path:
+            figure.savefig(path, format="png", dpi=110)
+    return sorted(figures)
+
+
+def _write_results(folder: RunFolder, rows: list[Row], pictures: list[str]) -> None:
     epochs = [line for line in folder.read_metrics() if line["event"] == "epoch"]
     result = {
         "loss": epochs[-1]["loss"] if epochs else None,
         "seconds_of_training": sum(line["seconds"] for line in epochs),
         "rows": [dataclasses.asdict(row) for row in rows],
+        "pictures": pictures,
     }
     write_json(folder.results, result)

@@ -75,7 +75,7 @@ def test_visible_tokens_are_those_of_the_whole_image():
 def test_the_loss_is_the_formula(name, norm_pix):
     model, images = build(name, **({"norm_pix": norm_pix} if name == "mae" else {}))
     plan = model.plan(torch.arange(6), 0)
-    loss = model(images, plan.ids_keep, plan.ids_removed)["loss"]
+    loss = model(images, plan)["loss"]
     target = masking.patchify(to_float(images), 4)
     if norm_pix:
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
@@ -105,9 +105,9 @@ def test_simmim_removes_whole_cells():
 @pytest.mark.parametrize("name", METHODS)
 def test_views_are_levels_and_a_plan(name):
     model, images = build(name)
-    levels, *ids = model.views(images, torch.arange(6), 7)
+    levels, plan = model.views(images, torch.arange(6), 7)
     assert levels.dtype == torch.uint8 and levels.shape == images.shape
-    assert torch.equal(model.received(*ids).mask, model.plan(torch.arange(6), 7).mask)
+    assert torch.equal(plan.mask, model.plan(torch.arange(6), 7).mask)
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])

@@ -20,7 +20,7 @@ _SIZES = 2  # the block of random words that decides on sizes: csrc/patch/plan.h
 _WORD = 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MultiblockPlan:
     """The blocks of a batch.
 
@@ -118,7 +118,7 @@ def multiblock_masks(
             f"context in {grid}"
         )
 
-    units = _units(counters.seed, counters.step_value)
+    units = _units(counters.seed, step)
     scale = _at(target_scale, units[0])
     aspect = _at(target_aspect, units[1 if inclusive else 0])
     target = _size(grid, scale, aspect, inclusive)

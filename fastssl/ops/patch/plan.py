@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class MaskPlan:
     """Which of L patches are kept (visible) and which are removed, for each of B samples.
 
@@ -121,6 +121,15 @@ class MaskPlan:
             if x is not None
         }
         return replace(self, **moved)
+
+    def trimmed(self) -> "MaskPlan":
+        """The same plan with K no larger than the most that a sample of it keeps.
+
+        Less filling for an encoder where `keep_lengths` varies; on a GPU this waits for it.
+        """
+        if self.keep_lengths is None or not len(self):
+            return self
+        return replace(self, keep=int(self.keep_lengths.max()))
 
     @classmethod
     def from_order(cls, ids_shuffle: Tensor, keep: int, grid=None) -> "MaskPlan":

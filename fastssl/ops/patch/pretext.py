@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
-from fastssl._random import Purpose, checked_ids, checked_seed, checked_step, words_of
+from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_pretext, schema_pretext  # noqa: F401 (registers)
 from fastssl.ops.patch.reference_pretext import JIGSAW, RELATIVE, ROTATE
 
@@ -185,12 +185,9 @@ def rotate4(
 def _words(images: Tensor, task: int, blocks: int, seed, step, sample_ids) -> Tensor:
     """Random words [4, B, blocks] of one task."""
     checked_seed(seed)
-    counter, value = checked_step(step, images.device, "images")
+    counters = checked_step(step, images.device, "images")
     sample_ids = checked_ids(sample_ids, images.shape[0], images.device)
-    if counter is None:
-        counter = torch.full((), value, dtype=torch.int64, device=images.device)
-    number = torch.arange(task, task + blocks, device=images.device)
-    return words_of(seed, counter, sample_ids.unsqueeze(1), Purpose.PRETEXT, number)
+    return torch.ops.fastssl.patch_words(sample_ids, *counters, seed, task, blocks)
 
 
 def _tiles(images: Tensor, corners: Tensor, height: int, width: int, impl: str) -> Tensor:

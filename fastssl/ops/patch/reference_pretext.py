@@ -21,6 +21,14 @@ def tiles(images: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
     return images[sample, channel, rows[:, :, None, :, None], columns[:, :, None, None]]
 
 
+def words(sample_ids, step, step_value, seed, first, blocks) -> Tensor:
+    """Random words int64 [4, B, blocks]; see schema_pretext.py."""
+    if step is None:
+        step = torch.full((), step_value, dtype=torch.int64, device=sample_ids.device)
+    number = torch.arange(first, first + blocks, device=sample_ids.device)
+    return words_of(seed, step, sample_ids.unsqueeze(1), Purpose.PRETEXT, number)
+
+
 def mask_tokens(
     ids, special, sample_ids, step, step_value, seed, mask_id, vocab_size, shares
 ) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,9 @@ patch_tiles: the rectangles (height, width) of images [B, C, H, W], of any dtype
 patch_mask_tokens: (inputs, labels) like ids, int32 or int64 [B, S]. `shares` are the probability
   that a token is predicted, and those that it then becomes mask_id, or a random id below
   vocab_size. Token n draws block n of Purpose.TOKENS: whether it is predicted, its fate, its id.
+patch_words: blocks first, first + 1, ... of Purpose.PRETEXT for samples [B], as words in int64
+  [4, B, blocks]. An operator, although in PyTorch alone, since torch.compile's code for a CPU gets
+  some of its products of 64 bits wrong (2.13).
 """
 
 import torch
@@ -17,6 +20,10 @@ LIBRARY.define("patch_tiles(Tensor images, Tensor corners, int height, int width
 LIBRARY.define(
     "patch_mask_tokens(Tensor ids, Tensor? special, Tensor sample_ids, Tensor? step, "
     "int step_value, int seed, int mask_id, int vocab_size, float[] shares) -> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "patch_words(Tensor sample_ids, Tensor? step, int step_value, int seed, int first, int blocks) "
+    "-> Tensor"
 )
 
 
@@ -30,9 +37,14 @@ def _mask_tokens_fake(
     return ids.new_empty(ids.shape), ids.new_empty(ids.shape)
 
 
+def _words_fake(sample_ids, step, step_value, seed, first, blocks):
+    return sample_ids.new_empty((4, sample_ids.shape[0], blocks))
+
+
 for _name, _fallback, _fake in (
     ("patch_tiles", reference_pretext.tiles, _tiles_fake),
     ("patch_mask_tokens", reference_pretext.mask_tokens, _mask_tokens_fake),
+    ("patch_words", reference_pretext.words, _words_fake),
 ):
     LIBRARY.impl(_name, _fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastssl::{_name}", _fake, lib=LIBRARY)
