@@ -149,7 +149,15 @@ def test_loss_of_a_masked_only_head(benchmark, name, normalized_images, plan):
     run(benchmark, "loss of a masked-only head", name, step, floor, step(eager), memory=True)
 
 
-@pytest.mark.parametrize("name", ["eager: published", "eager", "compiled", "lightly", "fastssl"])
+MASK_AND_GATHER = {
+    "published": peers.mask_and_gather_published,
+    "expanded index": peers.mask_and_gather,
+    "by rows": peers.mask_and_select,
+}
+DRAWN = [f"{how}: {name}" for how in ("eager", "compiled") for name in MASK_AND_GATHER]
+
+
+@pytest.mark.parametrize("name", [*DRAWN, "lightly", "fastssl"])
 def test_mask_and_gather(benchmark, name, noise):
     """Draw, mask, gather the visible tokens; forward."""
     x = torch.randn(BATCH, LENGTH, WIDTH)
@@ -163,28 +171,32 @@ def test_mask_and_gather(benchmark, name, noise):
 
     expected = peers.mask_and_gather(x, noise)
     measure.assert_parity(ours(noise), expected, torch.float32)
-    call = {
-        "eager: published": drawn(peers.mask_and_gather_published),
-        "eager": drawn(peers.mask_and_gather),
-        "compiled": drawn(compiled(peers.mask_and_gather)),
-        "lightly": drawn(peers.lightly_mask_and_gather),
-        "fastssl": ours,
-    }[name]
+    how, _, form = name.partition(": ")
+    if form:
+        function = MASK_AND_GATHER[form]
+        measure.assert_parity(function(x, noise), expected, torch.float32)
+        call = drawn(compiled(function) if how == "compiled" else function)
+    else:
+        call = drawn(peers.lightly_mask_and_gather) if name == "lightly" else ours
     visible = x[:, : peers.KEEP]
     run(benchmark, "mask and gather", name, call, lambda: visible.clone())
 
 
 @pytest.mark.parametrize(
-    "name", ["eager: published", "eager: gathered first", "compiled", "fastssl"]
+    "name",
+    ["eager: published", "eager: gathered first", "eager: indexed"]
+    + ["compiled: published", "compiled: indexed", "fastssl"],
 )
 def test_gather_patches(benchmark, name, images, plan):
     """Normalised visible patches from uint8; forward."""
     kept = plan.ids_keep.contiguous()
-    fused = compiled(peers.levels_to_patches)
+    fused, indexed = compiled(peers.levels_to_patches), compiled(peers.levels_to_patches_indexed)
     call = {
         "eager: published": lambda: [peers.levels_to_patches(images, kept)],
         "eager: gathered first": lambda: [peers.levels_to_patches_gathered_first(images, kept)],
-        "compiled": lambda: [fused(images, kept)],
+        "eager: indexed": lambda: [peers.levels_to_patches_indexed(images, kept)],
+        "compiled: published": lambda: [fused(images, kept)],
+        "compiled: indexed": lambda: [indexed(images, kept)],
         "fastssl": lambda: [masking.gather_patches(images, plan, 16, peers.MEAN, peers.STD)],
     }[name]
     expected = [peers.levels_to_patches(images, kept)]
@@ -192,22 +204,27 @@ def test_gather_patches(benchmark, name, images, plan):
     run(benchmark, "visible patches from uint8", name, call, lambda: some.float(), expected)
 
 
+DECODER_INPUT = {
+    "eager: published": peers.decoder_input,
+    "eager: copied": peers.decoder_input_copied,
+    "compiled: published": compiled(peers.decoder_input),
+    "compiled: copied": compiled(peers.decoder_input_copied),
+    "lightly": peers.lightly_decoder_input,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["eager", "compiled", "lightly", "fastssl"])
+@pytest.mark.parametrize("name", [*DECODER_INPUT, "fastssl"])
 def test_decoder_input(benchmark, name, dtype, plan):
     """Forward and backward, with fixed positions and a class token."""
-    if dtype == torch.bfloat16 and name in ("compiled", "lightly"):
+    if dtype == torch.bfloat16 and not name.startswith(("eager", "fastssl")):
         pytest.skip("measured in float32")
     visible = torch.randn(BATCH, 1 + peers.KEEP, DECODER).to(dtype).requires_grad_()
     token = torch.randn(1, 1, DECODER).to(dtype).requires_grad_()
     pos = torch.randn(1, 1 + LENGTH, DECODER).to(dtype)
     upstream = torch.randn(BATCH, 1 + LENGTH, DECODER).to(dtype)
-    function = {
-        "eager": peers.decoder_input,
-        "compiled": compiled(peers.decoder_input),
-        "lightly": peers.lightly_decoder_input,
-        "fastssl": lambda v, t, p, _: masking.restore_tokens(v, plan, t, p, prefix=1),
-    }[name]
+    ours = {"fastssl": lambda v, t, p, _: masking.restore_tokens(v, plan, t, p, prefix=1)}
+    function = (DECODER_INPUT | ours)[name]
 
     def step(function=function):
         out = function(visible, token, pos, plan.ids_restore)

@@ -67,6 +67,23 @@ def mask_and_gather_published(x, noise):
     return x.gather(1, kept), mask.gather(1, restore), restore
 
 
+def rows_of(index, length):
+    """Indices [B, K] into samples of `length` rows as indices into all rows."""
+    first = torch.arange(len(index), device=index.device).unsqueeze(1) * length
+    return (index + first).flatten()
+
+
+def mask_and_select(x, noise):
+    """The same by rows: one sort, its inverse by a scatter, index_select."""
+    n, length, width = x.shape
+    order = noise.argsort(1)
+    places = torch.arange(length, device=x.device).expand_as(order)
+    restore = torch.empty_like(order).scatter_(1, order, places)
+    rows = rows_of(order[:, :KEEP], length)
+    visible = x.view(-1, width).index_select(0, rows).view(n, KEEP, width)
+    return visible, (restore >= KEEP).float(), restore
+
+
 def levels_to_patches(images, kept):
     """Normalise, cut, gather."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
@@ -85,6 +102,29 @@ def levels_to_patches_gathered_first(images, kept):
     x = x.gather(1, kept[..., None, None].expand(-1, -1, c, PATCH * PATCH))
     mean, std = (torch.tensor(v).view(1, 1, 3, 1) for v in (MEAN, STD))
     return ((x.float() / 255 - mean) / std).flatten(2)
+
+
+def levels_to_patches_indexed(images, kept):
+    """Index the levels as patches, normalise what was kept in one operation."""
+    n, c, h, w = images.shape
+    x = images.view(n, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    sample = torch.arange(n).unsqueeze(1)
+    x = x[sample, :, kept // (w // PATCH), :, kept % (w // PATCH)].view(n, -1, c, PATCH * PATCH)
+    scale = (1 / (255 * torch.tensor(STD))).view(c, 1)
+    shift = (-torch.tensor(MEAN) / torch.tensor(STD)).view(c, 1)
+    return torch.addcmul(shift, x, scale).flatten(2)
+
+
+def decoder_input_copied(visible, token, pos, restore):
+    """Mask tokens with positions everywhere, visible ones copied over them by rows."""
+    n, count, width = visible.shape
+    length = restore.shape[1]
+    places = torch.arange(length, device=restore.device).expand_as(restore)
+    order = torch.empty_like(restore).scatter_(1, restore, places)[:, : count - 1]
+    rows = rows_of(F.pad(order + 1, (1, 0)), length + 1)
+    x = (token + pos).expand(n, -1, -1).reshape(-1, width)
+    visible = visible.reshape(-1, width) + pos[0].index_select(0, rows % (length + 1))
+    return x.index_copy(0, rows, visible).view(n, length + 1, width)
 
 
 def decoder_input(visible, token, pos, restore):

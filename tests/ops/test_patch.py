@@ -285,6 +285,21 @@ def test_the_same_bits_from_call_to_call_and_for_any_number_of_threads(impl):
         torch.set_num_threads(threads)
 
 
+def test_a_trimmed_plan_computes_the_same(impl):
+    plan = plan_of(3, (3, 4), 12, varying=True)
+    trimmed = plan.trimmed()
+    assert trimmed.keep == plan.keep_lengths.max() < 12
+    x, token = torch.randn(3, 12, 5), torch.randn(5)
+    kept = gather_tokens(x, trimmed, impl=impl)
+    assert torch.equal(kept, gather_tokens(x, plan, impl=impl)[:, : trimmed.keep])
+    assert torch.equal(
+        restore_tokens(kept, trimmed, token, impl=impl),
+        restore_tokens(gather_tokens(x, plan, impl=impl), plan, token, impl=impl),
+    )
+    fixed = plan_of(3, (3, 4), 5)
+    assert fixed.trimmed() is fixed
+
+
 def test_nothing_is_exported_that_is_not_there():
     assert all(hasattr(masking, name) for name in masking.__all__)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from patch_cases import images_of, plan_of
 
+from fastssl import masking
 from fastssl.masking import (
     gather_patches,
     gather_tokens,
@@ -165,6 +166,35 @@ def test_compile_without_a_gradient(mode):
         compiled = torch.compile(masked_patch_loss, backend="aot_eager", fullgraph=True)
         found = compiled(images, pred, plan, 4)
     torch.testing.assert_close(found, masked_patch_loss(images, pred, plan, 4))
+
+
+DRAWS = {
+    "random": lambda step: masking.random_masks(3, (4, 4), 0.5, seed=0, step=step).ids_restore,
+    "blocks": lambda step: masking.block_masks(3, (8, 8), 0.5, seed=0, step=step).mask,
+    "tokens": lambda step: masking.mask_tokens(TOKENS, None, 3, 100, seed=0, step=step)[0],
+    "jigsaw": lambda step: torch.cat([x.flatten() for x in masking.jigsaw(
+        LEVELS, 2, permutations=PERMUTATIONS, seed=0, step=step)]),
+    "rotation": lambda step: masking.rotate4(LEVELS, seed=0, step=step)[0],
+}  # fmt: skip
+TOKENS, LEVELS = torch.arange(90).view(3, 30), images_of((2, 3, 32, 32), torch.uint8)
+PERMUTATIONS = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_step_that_counts_is_compiled_twice_at_most(name, backend):
+    """Once as the number it is at first, once as any number; the same draws."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    compiled = torch.compile(DRAWS[name], backend=counted, fullgraph=True)
+    for step in range(12):
+        assert torch.equal(compiled(step), DRAWS[name](step))
+    assert len(graphs) <= 2
 
 
 def test_plans_and_images_from_inference_mode():
