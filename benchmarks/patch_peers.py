@@ -169,7 +169,7 @@ def lightly_block_masks(batch, side):
 def lightly_multiblock_masks(batch, side):
     """I-JEPA's collator with the settings of its published training."""
     try:
-        from lightly.data.collate import IJEPAMaskCollator
+        from lightly.data.ijepa_collate import IJEPAMaskCollator
     except Exception as error:
         raise Missing(f"lightly: {error}") from error
     collator = IJEPAMaskCollator(
