@@ -10,13 +10,19 @@ import torch
 from benchmarks.measure import Missing
 
 
-def milliseconds(call, least: int = 5, budget: float = 1.5) -> tuple[float, int]:
-    """Median of CUDA-event times of single calls, warm; as many as fit `budget` seconds."""
+def milliseconds(
+    call, least: int = 5, budget: float = 1.5, before: Callable = lambda: None
+) -> tuple[float, int]:
+    """Median of CUDA-event times of single calls, warm; as many as fit `budget` seconds.
+
+    `before` is called ahead of each, untimed.
+    """
     call()
     times = []
     began = time.monotonic()
     while len(times) < least or (time.monotonic() - began < budget and len(times) < 100):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before()
         start.record()
         call()
         end.record()
@@ -27,7 +33,9 @@ def milliseconds(call, least: int = 5, budget: float = 1.5) -> tuple[float, int]
     return statistics.median(times), len(times)
 
 
-def replayed(call: Callable, milliseconds: Callable = milliseconds, budget: float = 0.5) -> float:
+def replayed(
+    call: Callable, milliseconds: Callable = milliseconds, budget: float = 0.5, **options
+) -> float:
     """Milliseconds of the captured call: what remains without Python and launch costs."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -37,7 +45,7 @@ def replayed(call: Callable, milliseconds: Callable = milliseconds, budget: floa
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = call()
-    result = milliseconds(graph.replay, budget=budget)[0]
+    result = milliseconds(graph.replay, budget=budget, **options)[0]
     del kept
     return result
 

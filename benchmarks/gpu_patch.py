@@ -232,12 +232,16 @@ def measure(
         if name == "fastssl":
             result["difference"] = parity(case, x, call(), dtype)
         result["ms"], result["calls"] = milliseconds(call, budget=0.5)
-        if name == "fastssl":
-            result["graph_ms"] = replayed(call, milliseconds, budget=0.3)
+        # Nothing in the card's cache: in training, other things have been there since.
+        flush = torch.empty(1 << 28, dtype=torch.uint8, device=device)
+        with contained(result):  # a baseline that cannot be captured loses only this
+            result["graph_ms"] = replayed(call, milliseconds, budget=0.3, before=flush.zero_)
+        if name == "fastssl" and "graph_ms" in result:
             moved = bytes_of(case, batch, torch.finfo(DTYPES[dtype]).bits // 8)
             result["gb_per_second"] = round(moved / result["graph_ms"] / 1e6, 1)
             result["share_of_copy"] = round(result["gb_per_second"] / rate, 3)
-            result["within_aim"] = result["share_of_copy"] >= AIM_SHARE
+            if case != "plan":  # less than a megabyte: a launch takes longer
+                result["within_aim"] = result["share_of_copy"] >= AIM_SHARE
         result = {k: round(v, 4) if k.endswith("ms") else v for k, v in result.items()}
     return result
 

@@ -28,7 +28,9 @@ def image_folder(path: Path, side: int) -> Data:
     different classes take turns, so that the first few of a split are of all.
 
     Each image is turned as its camera says, its shorter side is brought to `side` (bicubic, with
-    antialiasing), and the middle kept. Files that cannot be read are left out and reported.
+    antialiasing), and the middle kept. Of 16-bit levels the upper 8 bits count. Files that cannot
+    be read, or hold other numbers than levels, are left out and reported. A class without an image
+    to train on is none; hidden files and folders are not looked at.
 
     Args:
         path: of the folder.
@@ -57,6 +59,8 @@ def image_folder(path: Path, side: int) -> Data:
         more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
         names = ", ".join(unread[:NAMED])
         progress.note(f"data: left out {len(unread)} that cannot be read: {names}{more}")
+    known = [kind for kind, images in read[0].items() if images]
+    read = [{kind: split[kind] for kind in known} for split in read]
     counts = [sum(map(len, split.values())) for split in read]
     if not all(counts):
         raise UsageError(
@@ -68,10 +72,14 @@ def image_folder(path: Path, side: int) -> Data:
 
 
 def _by_class(path: Path) -> dict[str, list[Path]]:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    found: dict[str, list[Path]] = {}
-    for file in files:
+    files, found = [], {}
+    for file in sorted(path.rglob("*")):
         parts = file.relative_to(path).parts
+        if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+            continue
+        if file.suffix.lower() not in SUFFIXES or not file.is_file():
+            continue
+        files.append(file)
         found.setdefault(parts[0] if len(parts) > 1 else "", []).append(file)
     if "" in found or len(found) < 2:
         return {"": files}
@@ -89,7 +97,7 @@ def _read(files: list[Path], side: int, unread: list[str]) -> list[Tensor]:
             with Image.open(file) as opened:
                 # JPEGs are decoded no larger than needed: at least twice the size.
                 opened.draft("RGB", (2 * side, 2 * side))
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image = _levels(ImageOps.exif_transpose(opened)).convert("RGB")
             image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
         # A damaged file raises almost anything.
         except Exception as error:
@@ -97,6 +105,18 @@ def _read(files: list[Path], side: int, unread: list[str]) -> list[Tensor]:
         else:
             images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return images
+
+
+def _levels(image):
+    """An image of 8-bit levels; Pillow itself would cut 16-bit levels off at 255."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"numbers of mode {image.mode}, not levels")
+    return image
 
 
 def _split(images: dict[str, list[Tensor]]) -> Split:

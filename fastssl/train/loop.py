@@ -5,6 +5,7 @@ generator states and a resumed run takes exactly the steps of one that was never
 """
 
 import math
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder
 
     Raises:
         UsageError: there are fewer images than one batch holds, the loss is no longer finite, or
-            the checkpoint is damaged.
+            the checkpoint is damaged or of a run on other images.
     """
     per_epoch = len(images) // config.batch_size
     if per_epoch == 0:
@@ -41,14 +42,18 @@ def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder
             f"batch_size: got {config.batch_size}, the data has {len(images)} training images"
         )
     steps = config.epochs * per_epoch
+    trained_on = zlib.crc32(images.numpy().tobytes())
     images = images.to(fabric.device)
     optimizer = method.optimizer()
     scheduler = LambdaLR(optimizer, partial(rate_factor, steps=steps, warmup=config.warmup))
     model, optimizer = fabric.setup(method, optimizer)
     model.train()
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 0}
+    state["images"] = trained_on
     if config.resume:
         _load(fabric, folder.checkpoint, state)
+        if state["images"] != trained_on:
+            raise UsageError(f"resume: {folder.path} was trained on other images")
     else:
         _save(fabric, folder.checkpoint, state)
     step = state["epoch"] * per_epoch

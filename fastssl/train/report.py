@@ -64,5 +64,7 @@ def picture(
 
 
 def _map(features: np.ndarray, seed: int) -> np.ndarray:
+    if len(features) < 2:
+        return np.zeros((len(features), 2))
     perplexity = min(30, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)

@@ -3,9 +3,8 @@
 Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021, initialised as by He et al., "Masked
 Autoencoders Are Scalable Vision Learners", 2022. There is no class token: features are the mean
 over all patches, which He et al. (appendix A.1) find works as well, and which leaves nothing
-untrained by a loss on patches. Parameters have timm's names and shapes, so that its
-VisionTransformer(class_token=False, global_pool="avg", fc_norm=False, num_classes=0) takes the
-weights.
+untrained by a loss on patches. Parameters have the names and shapes of timm's
+VisionTransformer(class_token=False, global_pool="avg", fc_norm=False, num_classes=0).
 """
 
 from typing import NamedTuple

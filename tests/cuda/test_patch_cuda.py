@@ -166,21 +166,58 @@ def test_small_losses_of_no_and_of_all_patches(ratio, dtype):
     check_loss(images, torch.randn(2, 4, 48).to(dtype), plan, (4, 4))
 
 
-@pytest.mark.parametrize("dtype", IMAGES)
-@pytest.mark.parametrize(("shape", "patch"), SHAPES)
-def test_small_gathers(shape, patch, dtype):
+def check_gathers(shape, patch, dtype, outs):
     images = images_of(shape, dtype)
     strided = images.movedim(1, -1).contiguous().movedim(-1, 1)
     for plan in (plan_of(shape, patch), plan_of(shape, patch, varying=True)):
+        moved = plan.to("cuda")
         for x in (images, strided):
             there = torch.empty_like(x, device="cuda").copy_(x)
             for order in ORDERS:
-                for out in FLOATING:
+                for out in outs:
                     how = {"order": order, "dtype": out, "mean": 0.4, "std": 0.2}
                     expected = masking.gather_patches(x, plan, patch, **how)
-                    close(
-                        masking.gather_patches(there, plan.to("cuda"), patch, **how), expected, out
-                    )
+                    close(masking.gather_patches(there, moved, patch, **how), expected, out)
+
+
+@pytest.mark.parametrize(("shape", "patch"), SHAPES)
+def test_small_gathers(shape, patch):
+    check_gathers(shape, patch, torch.uint8, [torch.float32, torch.bfloat16])
+
+
+@pytest.mark.parametrize("dtype", IMAGES)
+@pytest.mark.parametrize(("shape", "patch"), SHAPES)
+def test_gathers_of_every_type(shape, patch, dtype):
+    check_gathers(shape, patch, dtype, FLOATING)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_small_slices_with_gaps_and_an_odd_start(dtype):
+    """Strides that a copy would make dense, and data that begin off 16 bytes."""
+    base = images_of((3, 3, 18, 25), dtype)
+    images, there = (x[:, :, 1:17, 3:19] for x in (base, base.cuda()))
+    plan = plan_of(images.shape, (4, 4))
+    moved = plan.to("cuda")
+    close(
+        masking.gather_patches(there, moved, 4), masking.gather_patches(images, plan, 4), dtype
+        if dtype.is_floating_point else torch.float32,
+    )  # fmt: skip
+    rows = torch.randn(3, 17, 49)
+    pred, pred_there = (x[:, 1:, 1:].detach().requires_grad_() for x in (rows, rows.cuda()))
+    losses = [
+        masking.masked_patch_loss(images, pred, plan, 4),
+        masking.masked_patch_loss(there, pred_there, moved, 4),
+    ]
+    gradients = [
+        torch.autograd.grad(x, p)[0] for x, p in zip(losses, (pred, pred_there), strict=True)
+    ]
+    close(losses[1], losses[0], torch.float32)
+    close(gradients[1], gradients[0], torch.float32)
+    tokens = [
+        masking.gather_tokens(x[:, 1:, 1:], p, x[0, 1:, 1:])
+        for x, p in ((rows, plan), (rows.cuda(), moved))
+    ]
+    close(tokens[1], tokens[0], torch.float32)
 
 
 def tokens_and_gradients(x, visible, token, pos, plan, prefix):
@@ -309,12 +346,17 @@ def test_graph_capture_with_a_step_that_counts():
 def test_runs_on_the_current_stream():
     step = Step(64)
     expected = step()
+    names = ("images", "ids", "step", "visible", "token", "pos", "pred")
+    kept = {name: getattr(step, name).detach().clone() for name in names}
+    wanted = {name: getattr(step, name).requires_grad for name in names}
+    for name in names:  # what overtakes the stream shall find other values
+        setattr(step, name, torch.zeros_like(kept[name]))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    images = step.images.clone()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)  # what ran on another stream would overtake this
-        step.images = images * 1
+        for name in names:
+            getattr(step, name).copy_(kept[name]).requires_grad_(wanted[name])
         found = step()
     stream.synchronize()
     assert all(map(torch.equal, found, expected))

@@ -119,3 +119,40 @@ def test_errors_name_the_argument(tmp_path):
         save(tmp_path / f"{i}.png")
     with pytest.raises(UsageError, match="^data: .* has 4 images to train on and 0 to test on"):
         load(tmp_path)
+
+
+def test_hidden_files_and_classes_without_images_are_none(tmp_path):
+    """What an archive from a Mac, or a notebook, leaves beside the photographs."""
+    for i in range(10):
+        save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "__MACOSX" / "photos").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "__MACOSX" / "photos" / f"._{i}.png").write_bytes(b"no image")
+        save(tmp_path / "photos" / ".ipynb_checkpoints" / f"{i}.png")
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / f"{i}.png").write_bytes(b"no image")
+    made = load(tmp_path)
+    assert made.classes == () and len(made.train.images) == 8 and len(made.test.images) == 2
+
+
+def test_levels_of_sixteen_bits_keep_their_upper_half(tmp_path):
+    ramp = torch.arange(65536, dtype=torch.int32).view(256, 256).numpy().astype("uint16")
+    for i in range(9):
+        Image.fromarray(ramp).save(tmp_path / f"{i}.png")
+    Image.new("F", (32, 32), 0.5).save(tmp_path / "9.tif")
+    made = load(tmp_path, image_size=256)
+    assert len(made.train.images) == 8 and len(made.test.images) == 1
+    assert torch.equal(made.train.images[0, 0, :, 0], torch.arange(256, dtype=torch.uint8))
+
+
+def test_resuming_on_other_images_is_refused(tmp_path):
+    def train(**keywords):
+        options = {"data": f"folder:{tmp_path / 'data'}", "image_size": 8, "patch_size": 4}
+        options |= {"width": 8, "decoder_width": 8, "batch_size": 4, "evaluate": False}
+        return pretrain("mae", out=tmp_path / "run", **options, **keywords)
+
+    for i in range(10):
+        save(tmp_path / "data" / f"{i}.png", colour=(i, 0, 0))
+    train(epochs=1)
+    save(tmp_path / "data" / "0.png", colour=(99, 0, 0))
+    with pytest.raises(UsageError, match="^resume: .* was trained on other images"):
+        train(epochs=1, resume=True)

@@ -196,6 +196,7 @@ def test_bfloat16_trains(name, tmp_path):
     ("name", "keywords", "message"),
     [
         ("mae", {"patch_size": 5}, "patch_size: got 5, must divide the images, 32 x 32"),
+        ("mae", {"patch_size": 1}, "patch_size: got 1, with norm_pix a patch must have two"),
         ("mae", {"decoder_width": 18}, "decoder_width: got 18, must be a multiple of 4 and"),
         ("mae", {"mask_ratio": 0.99}, "mask_ratio: got 0.99, leaves none of 64 patches"),
         ("simmim", {"mask_ratio": 0.99}, "mask_ratio: got 0.99, leaves none of 64 patches"),

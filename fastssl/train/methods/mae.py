@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastssl import masking
 from fastssl.masking import MaskPlan
 from fastssl.train import vit
-from fastssl.train.config import option
+from fastssl.train.config import UsageError, option
 from fastssl.train.data import Data
 from fastssl.train.masked import MaskedConfig, MaskedImages
 
@@ -43,6 +43,10 @@ class MAE(MaskedImages):
         width, heads = config.decoder_width, config.decoder_heads
         vit.check_heads("decoder_width", width, heads)
         self.norm_pix = config.norm_pix
+        if self.norm_pix and self.pixels < 2:
+            raise UsageError(
+                "patch_size: got 1, with norm_pix a patch must have two numbers or more"
+            )
         self.decoder_embed = nn.Linear(self.backbone.features, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.register_buffer("decoder_pos_embed", vit.positions(self.backbone.grid, width))
