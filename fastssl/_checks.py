@@ -1,4 +1,4 @@
-"""What operators ask of tensors; a check raises with the argument's name."""
+"""What operators ask of their arguments; a check raises with the argument's name."""
 
 import torch
 from torch import Tensor
@@ -19,3 +19,34 @@ def checked_floating(name: str, x, dims: int, shape: str) -> Tensor:
     if x.dim() != dims:
         raise ValueError(f"{name}: got shape {tuple(x.shape)}, must be {shape}")
     return x
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def checked_integer(name: str, value, low: int, high: int | None = None) -> int:
+    """The integer itself, at least `low` and at most `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, must be an integer")
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: got {value}, must be {wanted}")
+    return value
+
+
+def checked_number(name: str, value, low: float, high: float, end: str = "]") -> float:
+    """The number itself, in [low, high] or, with `end` ")", in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: got {value!r}, must be a number")
+    if not low <= value <= high or (end == ")" and value == high):
+        raise ValueError(f"{name}: got {value}, must be in [{low}, {high}{end}")
+    return float(value)
+
+
+def checked_bool(name: str, value) -> bool:
+    """The flag itself."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, must be True or False")
+    return value

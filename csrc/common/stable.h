@@ -19,8 +19,8 @@ namespace fastssl {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
+inline DType dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Double:
       return DType::kFloat64;
     case ScalarType::Float:
@@ -33,6 +33,8 @@ inline DType dtype_of(const Tensor& x) {
       STD_TORCH_CHECK(false, "expected a float64, float32, float16 or bfloat16 tensor");
   }
 }
+
+inline DType dtype_of(const Tensor& x) { return dtype_of(x.scalar_type()); }
 
 // The value of a tensor of one element on the CPU.
 inline double value_of(const Tensor& x) {

@@ -20,6 +20,21 @@ struct BFloat {
   uint16_t bits;
 };
 
+// f(an element of the type).
+template <class F>
+auto with_type(DType type, const F& f) {
+  switch (type) {
+    case DType::kFloat64:
+      return f(double());
+    case DType::kFloat32:
+      return f(float());
+    case DType::kFloat16:
+      return f(Half());
+    default:
+      return f(BFloat());
+  }
+}
+
 // What an element is computed in.
 template <class T>
 struct ComputeOf {

@@ -153,21 +153,6 @@ unsigned blocks_for(int64_t items, int64_t each) {
   return unsigned(greatest<int64_t>(1, least<int64_t>((items + each - 1) / each, 0x7fffffff)));
 }
 
-// f(an element of the type).
-template <class F>
-const char* with_type(DType type, const F& f) {
-  switch (type) {
-    case DType::kFloat64:
-      return f(double());
-    case DType::kFloat32:
-      return f(float());
-    case DType::kFloat16:
-      return f(Half());
-    default:
-      return f(BFloat());
-  }
-}
-
 template <class Kernel, class Batch>
 const char* launch_rows(Kernel kernel, const Batch& batch, int64_t rows, int64_t packs,
                         void* stream) {

@@ -24,13 +24,6 @@ inline ScalarType compute_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline DType dtype_of(ScalarType type) {
-  return type == ScalarType::Double  ? DType::kFloat64
-         : type == ScalarType::Float ? DType::kFloat32
-         : type == ScalarType::Half  ? DType::kFloat16
-                                     : DType::kBFloat16;
-}
-
 inline void check_ids(const Tensor& ids, int64_t batch, int64_t length, const Tensor& like) {
   STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long && ids.dim() == 2 && ids.size(0) == batch &&
                       ids.size(1) == length && ids.is_contiguous() && ids.device() == like.device(),
@@ -60,7 +53,7 @@ inline Images images_of(const Tensor& x, const std::vector<int64_t>& patch, int6
   Images images{};
   images.data = x.const_data_ptr();
   images.is_uint8 = x.scalar_type() == ScalarType::Byte;
-  if (!images.is_uint8) images.dtype = fastssl::dtype_of(x);
+  if (!images.is_uint8) images.dtype = dtype_of(x);
   images.batch = x.size(0);
   images.channels = x.size(1);
   images.batch_stride = x.stride(0);
@@ -122,7 +115,7 @@ inline TokensJob tokens_of(const Tensor& x, const Plan& plan, int64_t prefix, in
   TokensJob job{};
   job.plan = plan;
   job.x = x.const_data_ptr();
-  job.x_dtype = fastssl::dtype_of(x);
+  job.x_dtype = dtype_of(x);
   for (int i = 0; i < 3; ++i) job.x_stride[i] = x.stride(i);
   job.width = x.size(2);
   job.prefix = prefix;
@@ -151,12 +144,20 @@ inline LossJob loss_of(const Images& images, const Plan& plan, const Normalizati
   job.kind = Kind(kind);
   job.statistics = Statistics(statistics);
   job.pred = pred.const_data_ptr();
-  job.dtype = fastssl::dtype_of(pred);
+  job.dtype = dtype_of(pred);
   for (int i = 0; i < 3; ++i) job.pred_stride[i] = pred.stride(i);
   job.removed_only = pred.size(1) != plan.length;
   job.count = double(plan.batch * removed);
   job.upstream = upstream;
   return job;
+}
+
+// Room for the gradient of `pred`, which the job will write; empty where none is wanted.
+inline Tensor new_gradient(const Tensor& pred, LossJob* job) {
+  if (job->upstream == 0) return torch::stable::new_empty(pred, {0});
+  Tensor gradient = torch::stable::new_empty(pred, pred.sizes());
+  job->gradient = gradient.mutable_data_ptr();
+  return gradient;
 }
 
 }  // namespace patch

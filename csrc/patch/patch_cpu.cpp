@@ -143,13 +143,8 @@ std::tuple<Tensor, Tensor> patch_loss(const Tensor& images, const Tensor& pred,
     job.count = double(removed);
   }
   const int64_t rows = pred.size(1), chunks = (rows + kRows - 1) / kRows;
-  Tensor gradient = upstream != 0
-                        ? torch::stable::new_empty(pred, {plan.batch, rows, pixels.width()})
-                        : torch::stable::new_empty(pred, {0});
-  if (upstream != 0) {
-    job.gradient = gradient.mutable_data_ptr();
-    ask_for_large_pages(gradient);
-  }
+  Tensor gradient = new_gradient(pred, &job);
+  ask_for_large_pages(gradient);
   const Kernels& k = kernels();
   // One for each task, added up in their order: the same bits for any number of threads.
   std::vector<double> sums(size_t(plan.batch * chunks));
@@ -179,7 +174,7 @@ void patch_scale_(Tensor x, const Tensor& by) {
                   "x must be contiguous, and by one number where x is");
   const double factor = value_of(by);
   if (factor == 1) return;
-  const DType type = fastssl::dtype_of(x);
+  const DType type = dtype_of(x);
   constexpr int64_t kChunk = 1 << 14;
   const int64_t count = x.numel(), tasks = (count + kChunk - 1) / kChunk;
   void* data = x.mutable_data_ptr();

@@ -131,10 +131,7 @@ std::tuple<Tensor, Tensor> patch_loss(const Tensor& images, const Tensor& pred,
   STD_TORCH_CHECK(pred.device() == images.device(), "pred must be where the images are");
   LossJob job = loss_of(geometry, plan, norm, pred, norm_pix, kind, statistics, order, upstream);
   const Place place(images);
-  Tensor gradient =
-      upstream != 0 ? torch::stable::new_empty(pred, {plan.batch, pred.size(1), geometry.width()})
-                    : torch::stable::new_empty(pred, {0});
-  if (upstream != 0) job.gradient = gradient.mutable_data_ptr();
+  Tensor gradient = new_gradient(pred, &job);
   Tensor loss = torch::stable::new_empty(pred, {}, compute_type(pred.scalar_type()));
   Scratch table, memory;
   LossBatch batch = loss_batch(job, pixels_on_device(geometry, norm, images, place, &table));
@@ -153,8 +150,8 @@ void patch_scale_(Tensor x, const Tensor& by) {
                   "x must be contiguous, and by one number where x is");
   if (x.numel() == 0) return;
   const Place place(x);
-  const DType type = fastssl::dtype_of(x);
-  const ScaleBatch batch{x.mutable_data_ptr(), by.const_data_ptr(), fastssl::dtype_of(by),
+  const DType type = dtype_of(x);
+  const ScaleBatch batch{x.mutable_data_ptr(), by.const_data_ptr(), dtype_of(by),
                          int64_t(x.numel())};
   const bool packed = is_packed(batch.x, size_of(type), count_of(type), batch.count, {});
   check(launch_scale(batch, type, packed, place.stream));

@@ -38,21 +38,6 @@ class Filled {
   std::vector<int64_t> words_;
 };
 
-// f(an element of the type).
-template <class F>
-void with_type(DType type, const F& f) {
-  switch (type) {
-    case DType::kFloat64:
-      return f(double());
-    case DType::kFloat32:
-      return f(float());
-    case DType::kFloat16:
-      return f(Half());
-    default:
-      return f(BFloat());
-  }
-}
-
 // f(an element of the type, how many of them are a pack).
 template <class F>
 void with_packs(DType type, bool packed, const F& f) {
@@ -186,10 +171,7 @@ std::tuple<Tensor, Tensor> patch_loss_team(
   const Images geometry = images_of(images, patch, plan.length);
   const Normalization norm(geometry, mean, std);
   LossJob job = loss_of(geometry, plan, norm, pred, norm_pix, kind, statistics, order, upstream);
-  Tensor gradient =
-      upstream != 0 ? torch::stable::new_empty(pred, {plan.batch, pred.size(1), geometry.width()})
-                    : torch::stable::new_empty(pred, {0});
-  if (upstream != 0) job.gradient = gradient.mutable_data_ptr();
+  Tensor gradient = new_gradient(pred, &job);
   Tensor loss = torch::stable::new_empty(pred, {}, compute_type(pred.scalar_type()));
   const std::vector<double> table = table_of(norm);
   LossBatch batch = loss_batch(
@@ -216,8 +198,8 @@ std::tuple<Tensor, Tensor> patch_loss_team(
 }
 
 void patch_scale_team_(Tensor x, const Tensor& by) {
-  const DType type = fastssl::dtype_of(x);
-  const ScaleBatch batch{x.mutable_data_ptr(), by.const_data_ptr(), fastssl::dtype_of(by),
+  const DType type = dtype_of(x);
+  const ScaleBatch batch{x.mutable_data_ptr(), by.const_data_ptr(), dtype_of(by),
                          int64_t(x.numel())};
   const bool packed = is_packed(batch.x, size_of(type), count_of(type), batch.count, {});
   with_packs(type, packed, [&](auto element, auto count) {

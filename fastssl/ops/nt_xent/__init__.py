@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
-from fastssl._checks import FLOATING, checked_floating
+from fastssl._checks import FLOATING, checked_floating, compute_dtype
 from fastssl.ops.nt_xent import cuda, reference, schema  # noqa: F401 (cuda registers kernels)
 
 _dispatch.register("nt_xent", cpu="cpu", cuda="triton")
@@ -112,7 +112,7 @@ def _check_temperature(temperature, z0) -> tuple[Tensor | None, float]:
         raise TypeError(f"temperature: got dtype {temperature.dtype}, must be floating-point")
     if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
         checked_temperature(temperature.detach().item())
-    dtype = reference.compute_dtype(z0.dtype)
+    dtype = compute_dtype(z0.dtype)
     return temperature.to(device=z0.device, dtype=dtype), 0.0
 
 

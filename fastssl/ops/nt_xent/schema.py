@@ -11,9 +11,9 @@ import math
 
 import torch
 
+from fastssl._checks import compute_dtype
 from fastssl._library import LIBRARY
 from fastssl.ops.nt_xent import reference
-from fastssl.ops.nt_xent.reference import compute_dtype
 
 REDUCTIONS = ("none", "mean", "sum")  # passed as their index
 

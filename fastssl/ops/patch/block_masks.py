@@ -5,14 +5,12 @@ import math
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_bool, checked_integer, checked_number
 from fastssl.ops.patch.plan import MaskPlan
 from fastssl.ops.patch.plan_arguments import (
     Counters,
     checked_aspect,
-    checked_bool,
     checked_grid,
-    checked_integer,
-    checked_number,
     checked_range,
     checked_ratio,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastssl._checks import FLOATING, checked_floating
+from fastssl._checks import FLOATING, checked_floating, checked_integer
 from fastssl.ops.patch.plan import MaskPlan
 
 
@@ -46,11 +46,7 @@ def checked_plan(plan, name: str, x: Tensor, length: int | None = None, grid=Non
 
 def checked_prefix(prefix) -> int:
     """The number of class tokens itself."""
-    if isinstance(prefix, bool) or not isinstance(prefix, int):
-        raise TypeError(f"prefix: got {prefix!r}, must be an integer")
-    if prefix < 0:
-        raise ValueError(f"prefix: got {prefix}, must be at least 0")
-    return prefix
+    return checked_integer("prefix", prefix, 0)
 
 
 def checked_positions(pos_embed, rows: int, like: Tensor) -> Tensor | None:

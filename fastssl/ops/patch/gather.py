@@ -16,6 +16,7 @@ from fastssl.ops.patch.checks import (
 )
 from fastssl.ops.patch.layout import ORDERS, checked_order, checked_patch, grid_of, unpatchify
 from fastssl.ops.patch.plan import MaskPlan
+from fastssl.ops.patch.tokens import restored
 
 
 def gather_patches(
@@ -84,8 +85,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        from fastssl.ops.patch.tokens import restored
-
         plan = (*ctx.ids, ctx.keep)
         patches = restored(grad, None, None, *plan, 0, schema.DTYPES.index(grad.dtype))
         images = unpatchify(patches, ctx.patch, ctx.grid, ORDERS[ctx.order])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._autograd import applied
-from fastssl._checks import checked_floating
+from fastssl._checks import checked_bool, checked_floating
 from fastssl.ops.patch import reference
 from fastssl.ops.patch.checks import (
     checked_images,
@@ -17,7 +17,7 @@ from fastssl.ops.patch.checks import (
 )
 from fastssl.ops.patch.layout import ORDERS, checked_order, checked_patch, grid_of
 from fastssl.ops.patch.plan import MaskPlan
-from fastssl.ops.patch.schema import KINDS, STATISTICS
+from fastssl.ops.patch.schema import KINDS, STATISTICS, plan_of
 
 
 def masked_patch_loss(
@@ -93,8 +93,7 @@ def masked_patch_loss(
     for name, value, known in (("kind", kind, KINDS), ("statistics", statistics, STATISTICS)):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, must be one of {', '.join(known)}")
-    if not isinstance(norm_pix, bool):
-        raise TypeError(f"norm_pix: got {norm_pix!r}, must be True or False")
+    checked_bool("norm_pix", norm_pix)
     sample = width if statistics == "patch" else math.prod(patch)
     if norm_pix and sample < 2:
         raise ValueError("patch_size: norm_pix needs at least two numbers to take a variance of")
@@ -113,7 +112,7 @@ def masked_patch_loss(
     options = (patch, mean, std, *numbers)
     if not of_pred:
         return torch.ops.fastssl.patch_loss(images, pred, *parts, *options, 0.0)[0]
-    return _loss(pred, images, *parts, *options, _scale(pred, removed), plan.grid)[0]
+    return _loss(pred, images, *parts, *options, _scale(pred, removed))[0]
 
 
 def _scale(pred: Tensor, removed: int) -> float:
@@ -131,7 +130,7 @@ def _scale(pred: Tensor, removed: int) -> float:
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(pred, images, *options):
-        return torch.ops.fastssl.patch_loss(images, pred, *options[:-1])
+        return torch.ops.fastssl.patch_loss(images, pred, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -152,10 +151,10 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         pred, *kept = ctx.saved_tensors
-        nothing = [None] * 14
+        nothing = [None] * 13
         if upstream is None:
             return None, *nothing
-        scale = ctx.options[-2]
+        scale = ctx.options[-1]
         by = upstream if scale == 1 else upstream / scale
         if ctx.traced:
             (gradient,) = kept
@@ -165,7 +164,7 @@ class _Loss(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:  # used up by an earlier backward, which scaled it in place
             _check_version(ctx)
-            arguments = (ctx.data[0], pred, *ctx.data[1:], ctx.keep, *ctx.options[:-1])
+            arguments = (ctx.data[0], pred, *ctx.data[1:], ctx.keep, *ctx.options)
             gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
         torch.ops.fastssl.patch_scale_(gradient, by)
         return gradient, *nothing
@@ -186,9 +185,8 @@ def _reference_gradient(ctx, pred: Tensor, upstream: Tensor) -> Tensor:
     """The gradient as a differentiable function of prediction and upstream."""
     _check_version(ctx)
     images, shuffle, restore, lengths = ctx.data
-    patch, mean, std, norm_pix, kind, statistics, order, _, grid = ctx.options
-    mask = restore >= (ctx.keep if lengths is None else lengths.unsqueeze(1))
-    plan = MaskPlan(shuffle, restore, mask, ctx.keep, grid, lengths)
+    patch, mean, std, norm_pix, kind, statistics, order, _ = ctx.options
+    plan = plan_of(shuffle, restore, lengths, ctx.keep)
     names = (KINDS[kind], STATISTICS[statistics])
     loss = reference.masked_patch_loss(
         images, pred, plan, patch, norm_pix, *names, mean, std, ORDERS[order]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._checks import checked_integer
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_pretext, schema_pretext  # noqa: F401 (registers)
 
@@ -66,8 +67,8 @@ def mask_tokens(
         raise ValueError(f"ids: got shape {tuple(ids.shape)}, must be [B, S] with S below 2^28")
     if special_mask is not None:
         _check_special(special_mask, ids)
-    _check_id("mask_id", mask_id, 0, torch.iinfo(ids.dtype).max)
-    _check_id("vocab_size", vocab_size, 1, _MOST_IDS)
+    checked_integer("mask_id", mask_id, 0, torch.iinfo(ids.dtype).max)
+    checked_integer("vocab_size", vocab_size, 1, _MOST_IDS)
     shares = (probability, mask_share, random_share)
     for name, value in zip(("probability", "mask_share", "random_share"), shares, strict=True):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -98,10 +99,3 @@ def _check_special(special_mask, ids: Tensor) -> None:
     if special_mask.device != ids.device:
         got = special_mask.device
         raise ValueError(f"special_mask: got device {got}, must be that of ids, {ids.device}")
-
-
-def _check_id(name: str, value, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {value!r}, must be an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: got {value}, must be in [{low}, {high}]")

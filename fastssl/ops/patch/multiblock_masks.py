@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fastssl._checks import checked_bool, checked_integer
 from fastssl._random import Purpose, philox
 from fastssl.ops.patch.plan import MaskPlan
 from fastssl.ops.patch.plan_arguments import (
     Counters,
     checked_aspect,
-    checked_bool,
     checked_grid,
-    checked_integer,
     checked_range,
 )
 

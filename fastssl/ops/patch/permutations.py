@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_integer
 from fastssl._library import _C
 from fastssl._random import checked_seed
 from fastssl.ops.patch import reference_pretext
@@ -38,12 +39,8 @@ def hamming_permutations(
         TypeError: `count`, `tiles` or `seed` is no integer.
         ValueError: a value is not acceptable.
     """
-    for name, value in (("count", count), ("tiles", tiles)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: got {value!r}, must be an integer")
-    if not 1 <= tiles <= MOST_TILES:
-        raise ValueError(f"tiles: got {tiles}, must be in [1, {MOST_TILES}]")
-    if not 1 <= count <= math.factorial(tiles):
+    checked_integer("tiles", tiles, 1, MOST_TILES)
+    if not 1 <= checked_integer("count", count, 1) <= math.factorial(tiles):
         allowed = f"[1, {tiles}!] = [1, {math.factorial(tiles)}]"
         raise ValueError(f"count: got {count}, must be in {allowed}")
     if criterion not in CRITERIA:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._checks import checked_integer, checked_number
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_plans, schema_plans  # noqa: F401 (registers)
 
@@ -50,16 +51,6 @@ def checked_device(device) -> torch.device | None:
     raise ValueError(f"device: got {device!r}, must be a torch.device or the name of one")
 
 
-def checked_integer(name: str, value, low: int, high: int | None = None) -> int:
-    """The integer itself, at least `low` and at most `high`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {value!r}, must be an integer")
-    if value < low or (high is not None and value > high):
-        wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name}: got {value}, must be {wanted}")
-    return value
-
-
 def checked_grid(name: str, grid, axes: tuple[int, ...]) -> tuple[int, ...]:
     """Patches along each axis; `axes` are the numbers of axes that are allowed."""
     if not isinstance(grid, (tuple, list)):
@@ -75,15 +66,6 @@ def checked_grid(name: str, grid, axes: tuple[int, ...]) -> tuple[int, ...]:
     if math.prod(grid) > MOST_PATCHES:
         raise ValueError(f"{name}: got {tuple(grid)}, must have at most 2^23 patches")
     return tuple(grid)
-
-
-def checked_number(name: str, value, low: float, high: float, end: str = "]") -> float:
-    """The number itself, in [low, high] or, with `end` ")", in [low, high)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: got {value!r}, must be a number")
-    if not low <= value <= high or (end == ")" and value == high):
-        raise ValueError(f"{name}: got {value}, must be in [{low}, {high}{end}")
-    return float(value)
 
 
 def checked_ratio(ratio) -> float:
@@ -104,10 +86,3 @@ def checked_range(name: str, value, low: float, high: float, end: str = "]") -> 
 def checked_aspect(aspect, name: str = "aspect") -> tuple[float, float]:
     """A range of height / width."""
     return checked_range(name, aspect, 1e-3, 1e3)
-
-
-def checked_bool(name: str, value) -> bool:
-    """The flag itself."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {value!r}, must be True or False")
-    return value

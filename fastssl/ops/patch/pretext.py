@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._checks import checked_integer
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_pretext, schema_pretext  # noqa: F401 (registers)
 from fastssl.ops.patch.reference_pretext import JIGSAW, RELATIVE, ROTATE
@@ -122,7 +123,7 @@ def relative_patches(
     """
     _check_images(images)
     for name, value, low in (("tile", tile, 1), ("gap", gap, 0), ("jitter", jitter, 0)):
-        _check_number(name, value, value, low)
+        checked_integer(name, value, low)
     span, (height, width) = 3 * tile + 2 * gap, images.shape[2:]
     if span + 2 * jitter > min(height, width):
         raise ValueError(
@@ -227,17 +228,10 @@ def _check_permutations(permutations, count: int) -> None:
             )
 
 
-def _check_number(name: str, given, value, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {given!r}, must be an integer")
-    if value < low:
-        raise ValueError(f"{name}: got {given}, must be at least {low}")
-
-
 def _pair(name: str, value) -> tuple[int, int]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(values) != 2:
         raise ValueError(f"{name}: got {value}, must be one number or two")
     for number in values:
-        _check_number(name, value, number, 1)
+        checked_integer(name, number, 1)
     return values

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_bool
 from fastssl.ops.patch.plan import MaskPlan
 from fastssl.ops.patch.plan_arguments import (
     Counters,
     checked_batch,
-    checked_bool,
     checked_device,
     checked_grid,
     checked_ratio,

@@ -23,6 +23,7 @@ The compute type is float64 for float64, float32 otherwise.
 
 import torch
 
+from fastssl._checks import compute_dtype
 from fastssl._library import LIBRARY
 from fastssl.ops.patch import reference
 from fastssl.ops.patch.layout import ORDERS
@@ -50,36 +51,32 @@ LIBRARY.define(
 LIBRARY.define("patch_scale_(Tensor(a!) x, Tensor by) -> ()")
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 otherwise."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _plan(shuffle, restore, lengths, keep) -> MaskPlan:
+def plan_of(shuffle, restore, lengths, keep) -> MaskPlan:
+    """The plan that came apart into these."""
     limit = keep if lengths is None else lengths.unsqueeze(1)
     return MaskPlan(shuffle, restore, restore >= limit, keep, (restore.shape[1],), lengths)
 
 
 def _gather(images, shuffle, restore, lengths, keep, patch, mean, std, order, dtype):
-    plan = _plan(shuffle, restore, lengths, keep)
+    plan = plan_of(shuffle, restore, lengths, keep)
     x = reference.gather_patches(images, plan, patch, mean, std, ORDERS[order], DTYPES[dtype])
     return x.contiguous()
 
 
 def _gather_tokens(x, pos, shuffle, restore, lengths, keep, prefix):
-    plan = _plan(shuffle, restore, lengths, keep)
+    plan = plan_of(shuffle, restore, lengths, keep)
     return reference.gather_tokens(x, plan, pos, prefix).to(x.dtype)
 
 
 def _restore_tokens(visible, token, pos, shuffle, restore, lengths, keep, prefix, dtype):
-    plan, compute = _plan(shuffle, restore, lengths, keep), compute_dtype(DTYPES[dtype])
+    plan, compute = plan_of(shuffle, restore, lengths, keep), compute_dtype(DTYPES[dtype])
     token = visible.new_zeros(visible.shape[-1], dtype=compute) if token is None else token
     x = reference.restore_tokens(visible.to(compute), plan, token, pos, prefix)
     return x.to(DTYPES[dtype])
 
 
 def _sum_removed(x, shuffle, restore, lengths, keep, prefix):
-    removed = _plan(shuffle, restore, lengths, keep).mask.unsqueeze(-1)
+    removed = plan_of(shuffle, restore, lengths, keep).mask.unsqueeze(-1)
     return torch.where(removed, x[:, prefix:].to(compute_dtype(x.dtype)), 0).sum((0, 1))
 
 
@@ -87,7 +84,7 @@ def _loss(
     images, pred, shuffle, restore, lengths, keep, patch, mean, std, norm_pix, kind, statistics,
     order, upstream,
 ):  # fmt: skip
-    plan = _plan(shuffle, restore, lengths, keep)
+    plan = plan_of(shuffle, restore, lengths, keep)
     how = (patch, norm_pix, KINDS[kind], STATISTICS[statistics], mean, std, ORDERS[order])
     with torch.enable_grad():
         leaf = pred.detach().requires_grad_(upstream != 0)
