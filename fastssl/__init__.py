@@ -7,8 +7,30 @@ loss = NTXentLoss(temperature=0.5)(z0, z1)
 
 from fastssl import augment, masking
 from fastssl.losses import NTXentLoss
+from fastssl.ops.contrast import (
+    clip_loss,
+    dcl,
+    dclw,
+    info_nce,
+    pair_nt_xent,
+    siglip_loss,
+    sup_con,
+)
 from fastssl.ops.nt_xent import nt_xent
 
 __version__ = "0.1.0"
 
-__all__ = ["NTXentLoss", "__version__", "augment", "masking", "nt_xent"]
+__all__ = [
+    "NTXentLoss",
+    "__version__",
+    "augment",
+    "clip_loss",
+    "dcl",
+    "dclw",
+    "info_nce",
+    "masking",
+    "nt_xent",
+    "pair_nt_xent",
+    "siglip_loss",
+    "sup_con",
+]

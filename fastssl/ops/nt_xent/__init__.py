@@ -22,8 +22,14 @@ def nt_xent(
     *,
     normalize: bool = True,
     reduction: str = "mean",
+    labels: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    hard_negative_margin: float | None = None,
+    return_metrics: bool = False,
+    process_group=None,
+    strategy: str = "gather",
     impl: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     """Normalised-temperature cross entropy between two views of a batch.
 
     With z = [z0; z1] (2N rows, each divided by max(|row|, 1e-12) when `normalize`), S = z zT /
@@ -41,6 +47,13 @@ def nt_xent(
             for the device.
         normalize: divide rows by their Euclidean norm first.
         reduction: "mean" over the 2N rows, "sum", or "none" for the rows' losses, [2N].
+        labels: int [N]: rows with the label of row i, but for its partner, are no negatives of i.
+        false_negative_margin: leave out negatives whose cosine exceeds the partner's by more.
+        hard_negative_margin: keep only negatives whose cosine is below the partner's by at most this.
+        return_metrics: return (loss, metrics); see `fastssl.info_nce`.
+        process_group: a torch.distributed group: the rows of all its ranks are candidates; see
+            `fastssl.info_nce` for what a rank returns.
+        strategy: how rows travel in a process group, "gather" or "ring".
         impl: "auto", or one of "reference", "cpu", "triton" by name.
 
     Returns:
@@ -56,7 +69,15 @@ def nt_xent(
     if autocast and isinstance(z1, Tensor) and z0.dtype != z1.dtype:
         dtype = torch.promote_types(z0.dtype, z1.dtype)
         z0, z1 = z0.to(dtype), z1.to(dtype)
-    temperature, tau = _check(z0, z1, temperature, normalize, reduction)
+    temperature, tau = _check(z0, z1, temperature, normalize, reduction, process_group)
+    masks = labels, false_negative_margin, hard_negative_margin
+    if return_metrics or process_group is not None or any(m is not None for m in masks):
+        from fastssl.ops.contrast import views
+
+        return views.nt_xent(
+            z0, z1, tau if temperature is None else temperature, normalize, reduction, impl,
+            *masks, return_metrics, process_group, strategy,
+        )  # fmt: skip
     out_dtype = torch.promote_types(z0.dtype, torch.float32) if autocast else z0.dtype
     chosen = _dispatch.choose("nt_xent", impl, z0.device)
     if impl == "reference":
@@ -74,10 +95,11 @@ def _autocast(z0) -> bool:
     return torch.is_autocast_enabled(z0.device.type)
 
 
-def _check(z0, z1, temperature, normalize, reduction) -> tuple[Tensor | None, float]:
+def _check(z0, z1, temperature, normalize, reduction, group) -> tuple[Tensor | None, float]:
     for name, z in (("z0", z0), ("z1", z1)):
         checked_floating(name, z, 2, "[N, D]")
-        if z.shape[0] == 0 or z.shape[1] == 0:
+        # An empty shard of a process group is an error of all ranks, raised later.
+        if (z.shape[0] == 0 and group is None) or z.shape[1] == 0:
             raise ValueError(f"{name}: got shape {tuple(z.shape)}, N and D must be at least 1")
     if z0.shape != z1.shape:
         raise ValueError(f"z1: got shape {tuple(z1.shape)}, must be that of z0, {tuple(z0.shape)}")

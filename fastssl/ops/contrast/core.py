@@ -1,0 +1,186 @@
+"""`statistics`: what every loss of the family is made of, differentiable, through the raw operators."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastssl import _dispatch
+from fastssl._autograd import applied
+from fastssl._checks import compute_dtype
+from fastssl.ops.contrast import reference, schema  # noqa: F401 (schema defines the operators)
+from fastssl.ops.contrast.pairs import SOFTMAX, Pairs
+
+_dispatch.register("contrast", cpu="cpu", cuda="triton")
+
+
+class Statistics(NamedTuple):
+    """What `statistics` returns; pairs.py names the rows of the tensors."""
+
+    rows: Tensor  # float64, [4, R], or [10, R] with metrics
+    columns: Tensor  # [4, C] or [10, C]; [4, 0] where they are not asked for
+    #: What a sum of losses over the rows is divided by for "mean": how many rows there are; with a process
+    #: group, all ranks' rows over the number of ranks.
+    row_share: float
+    column_share: float
+
+
+def statistics(
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    scale: float | Tensor,
+    bias: Tensor | None = None,
+    kind: int = SOFTMAX,
+    normalize: bool | tuple[bool, bool] = True,
+    columns: bool = False,
+    metrics: bool = False,
+    excluded: Tensor | None = None,
+    partner: Tensor | None = None,
+    row_labels: Tensor | None = None,
+    column_labels: Tensor | None = None,
+    row_window: Tensor | None = None,
+    column_window: Tensor | None = None,
+    threshold: Tensor | None = None,
+    process_group=None,
+    strategy: str = "gather",
+    impl: str = "auto",
+) -> Statistics:
+    """Sums over the negatives and the positives of each row of scale * x yT + bias.
+
+    With a process group, x and y are this rank's rows, and each of them is compared with all ranks'
+    (rows of x with all columns, columns with all rows of x); `excluded` and `partner` number
+    this rank's columns. Differentiable in x, y, scale and bias.
+    """
+    normalize = (normalize, normalize) if isinstance(normalize, bool) else normalize
+    learned = isinstance(scale, Tensor)
+    dtype = compute_dtype(x.dtype)
+    p = Pairs(
+        x,
+        y,
+        scale.to(device=x.device, dtype=dtype) if learned else None,
+        0.0 if learned else float(scale),
+        None if bias is None else bias.to(device=x.device, dtype=dtype),
+        kind,
+        *normalize,
+        columns and y is not None,
+        metrics,
+        excluded,
+        partner,
+        row_labels,
+        column_labels,
+        row_window,
+        column_window,
+        threshold,
+    )
+    chosen = _dispatch.choose("contrast", impl, x.device)
+    if process_group is not None:
+        from fastssl.ops.contrast import distributed
+
+        return distributed.statistics(p, chosen, process_group, strategy)
+    if impl == "reference":
+        rows, columns_ = reference.statistics(p)
+    else:
+        rows, columns_ = _differentiable(chosen, *p)
+    return Statistics(rows, columns_, len(x), len(x if y is None else y))
+
+
+def kernels(impl: str):
+    """The raw operators, or Triton's launchers where they run on CPU tensors in its interpreter."""
+    if impl == "reference":
+        return schema._forward, schema._backward
+    if impl == "triton" and _dispatch.INTERPRET:
+        from fastssl.ops.contrast import triton
+
+        return triton.forward, triton.backward
+    return torch.ops.fastssl.contrast_forward, torch.ops.fastssl.contrast_backward
+
+
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(impl, *pairs):
+        forward, _ = kernels(impl)
+        return forward(*pairs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.impl, *pairs = inputs
+        ctx.plain = [None if isinstance(a, Tensor) else a for a in pairs]
+        tensors = [a if isinstance(a, Tensor) else None for a in pairs]
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, rows_grad, columns_grad):
+        *tensors, rows, columns = ctx.saved_tensors
+        pairs = [b if a is None else a for a, b in zip(tensors, ctx.plain, strict=True)]
+        need = ctx.needs_input_grad[1:]
+        want_x = need[0] or need[2] or need[4]  # the numbers' gradients come with x's
+        arguments = (*pairs, rows, rows_grad, columns, columns_grad, want_x, need[1])
+        # A graph of the gradient is only wanted where grad mode is on (create_graph=True).
+        gradient = _Gradient.apply if torch.is_grad_enabled() else _Gradient.forward
+        grads = gradient(ctx.impl, *arguments)
+        result = [None] * len(pairs)
+        for place, grad in zip((0, 1, 2, 4), grads, strict=True):
+            result[place] = grad if need[place] else None
+        return None, *result
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient as a function of its own, so that it has one: that of the reference."""
+
+    @staticmethod
+    def forward(impl, *arguments):
+        _, backward = kernels(impl)
+        return backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, *arguments = inputs
+        ctx.plain = [None if isinstance(a, Tensor) else a for a in arguments]
+        ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in arguments))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        count = len(Pairs._fields)
+        arguments = [
+            b if a is None else a for a, b in zip(ctx.saved_tensors, ctx.plain, strict=True)
+        ]
+        pairs, (_, rows_grad, _, columns_grad, *_) = arguments[:count], arguments[count:]
+        places = [k for k in (0, 1, 2, 4) if pairs[k] is not None]
+        with torch.enable_grad():
+            # Detached: gradients of the statistics depend on x, too, by way of the loss.
+            upstream = [g.detach().requires_grad_() for g in (rows_grad, columns_grad)]
+            for k in places:
+                pairs[k] = pairs[k].detach().requires_grad_()
+            outputs = reference.statistics(Pairs(*pairs))
+            wanted = [pairs[k] for k in places]
+            asked = [k for k in (0, 1) if outputs[k].requires_grad]
+            first = torch.autograd.grad(
+                [outputs[k] for k in asked],
+                wanted,
+                [upstream[k] for k in asked],
+                create_graph=True,
+                materialize_grads=True,
+            )
+        # An output that was not wanted came back empty.
+        outer = [grads[(0, 1, 2, 4).index(k)] for k in places]
+        kept = [
+            (f, g)
+            for f, g in zip(first, outer, strict=True)
+            if f.requires_grad and g.shape == f.shape
+        ]
+        second = torch.autograd.grad(
+            [f for f, _ in kept],
+            [*upstream, *wanted],
+            [g for _, g in kept],
+            allow_unused=True,
+        )
+        result = [None] * len(arguments)
+        for k, g in zip((count + 1, count + 3, *places), second, strict=True):
+            result[k] = g
+        return None, *result
+
+
+_differentiable = applied(_Statistics)
