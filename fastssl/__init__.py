@@ -6,6 +6,7 @@ loss = NTXentLoss(temperature=0.5)(z0, z1)
 """
 
 from fastssl import augment, masking
+from fastssl.cached import cached_step
 from fastssl.losses import NTXentLoss
 from fastssl.ops.contrast import (
     clip_loss,
@@ -24,6 +25,7 @@ __all__ = [
     "NTXentLoss",
     "__version__",
     "augment",
+    "cached_step",
     "clip_loss",
     "dcl",
     "dclw",
