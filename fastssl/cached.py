@@ -55,8 +55,7 @@ def cached_step(
     `DistributedDataParallel`, anywhere in an encoder, reduces once: in the backward pass of its
     last chunk. Parameters of the loss that the wrapped module holds (CLIP's logit scale) need
     ``find_unused_parameters=True``; those outside of any are the caller's to reduce. Inside
-    ``no_sync()`` nothing is reduced, so that steps accumulate as usual. ``static_graph=True`` is
-    not supported.
+    ``no_sync()`` nothing is reduced, so that steps accumulate as usual.
 
     Args:
         encoder: a module for all views, or a sequence with one for each view, in which a module may
@@ -81,7 +80,8 @@ def cached_step(
     Raises:
         TypeError: an argument has the wrong type, or an encoder does not return a tensor.
         ValueError: sizes do not fit, `batch_norm` is no choice, the loss is not a scalar or depends
-            on nothing that is trained, or batch norm has no running statistics to be fixed at.
+            on nothing that is trained, batch norm has no running statistics to be fixed at, or DDP
+            has a static graph.
         RuntimeError: gradients are switched off.
     """
     inputs = _checked_views(views)
@@ -102,6 +102,8 @@ def cached_step(
         chunks = _chunks(inputs, encoders, chunk_size)
         if chunk_size is None or len(chunks) == 1:
             return _plain(chunks, loss, backward)
+        if any(ddp.static_graph for ddp in _last_chunks(chunks)):
+            raise ValueError("encoder: DistributedDataParallel's static_graph cannot be chunked")
         return _cached(chunks, inputs, loss, backward)
 
 

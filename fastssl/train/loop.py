@@ -66,8 +66,7 @@ def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder
                 batch = batch.to(images.device)
                 views = method.views(images[batch], batch, step)
                 optimizer.zero_grad()
-                logs = model(*views)
-                fabric.backward(logs["loss"])
+                logs = method.step(model, views, fabric.backward)
                 optimizer.step()
                 step += 1
                 method.after_step(step / steps)

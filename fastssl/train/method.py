@@ -1,7 +1,7 @@
 """What a method is: the contract between `fastssl.train.methods` and the loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -53,6 +53,20 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, *views) -> dict[str, Tensor]:
         """Scalars: "loss", and whatever else is worth a curve."""
+
+    def step(
+        self, model: nn.Module, views: Sequence, backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
+        """Adds the loss's gradients to the parameters and returns what `forward` does.
+
+        Args:
+            model: this method; called, it is `forward` inside the run's precision and distribution.
+            views: from `views`.
+            backward: to be called instead of ``loss.backward()``.
+        """
+        logs = model(*views)
+        backward(logs["loss"])
+        return logs
 
     def optimizer(self) -> torch.optim.Optimizer:
         """AdamW, without weight decay on biases and normalisation."""

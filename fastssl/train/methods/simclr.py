@@ -3,14 +3,15 @@
 Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastssl import NTXentLoss
+from fastssl import NTXentLoss, cached_step
 from fastssl.train import networks
-from fastssl.train.config import Config, option
+from fastssl.train.config import Config, UsageError, option
 from fastssl.train.data import Data
 from fastssl.train.method import Method
 from fastssl.train.views import CHARACTERS, PHOTOGRAPHS, same_size_views
@@ -23,6 +24,18 @@ class SimCLRConfig(Config):
     temperature: float = option(0.5, "Temperature of the loss.", least=1e-8)
     hidden: int = option(256, "Hidden units of the projector.", least=1)
     dim: int = option(128, "Size of the projections.", least=1)
+    chunk_size: int | None = option(
+        None, "Images that pass the encoder at a time, by default all of a step.", least=2
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        images = self.batch_size // self.devices
+        if self.chunk_size is not None and images > 1 == images % self.chunk_size:
+            raise UsageError(
+                f"chunk_size: got {self.chunk_size}, leaves one of {images} images for the last "
+                f"chunk, too few for batch norm"
+            )
 
 
 class SimCLR(Method):
@@ -30,6 +43,9 @@ class SimCLR(Method):
 
     The paper's setting for CIFAR-10 (appendix B.9) with AdamW instead of LARS, which the paper
     needs for batches of thousands. With several processes each contrasts its own part of the batch.
+
+    With a chunk size, which each process counts for itself, batches may be larger than the
+    encoder's memory: `fastssl.cached_step`. Batch norm then normalises chunk by chunk.
     """
 
     name = "simclr"
@@ -47,8 +63,28 @@ class SimCLR(Method):
         """Two independent views, each float32 [N, C, H, W]."""
         return self.augment(images, sample_ids=sample_ids, step=step)
 
-    def forward(self, view0: Tensor, view1: Tensor) -> dict[str, Tensor]:
-        """The loss, and the mean cosine of the two views' projections: 1 if they agree."""
-        z0, z1 = (self.projector(self.backbone(view)) for view in (view0, view1))
+    def step(
+        self, model: nn.Module, views: Sequence, backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
+        """With a chunk size, the step that embeds chunk by chunk."""
+        size = self.config.chunk_size
+        if size is None:
+            return super().step(model, views, backward)
+        _, logs = cached_step(model, views, self.contrast, chunk_size=size, backward=backward)
+        return logs
+
+    def forward(self, *views: Tensor) -> Tensor | dict[str, Tensor]:
+        """What `contrast` returns for two views; for one, its projections [N, dim]."""
+        z = [self.projector(self.backbone(view)) for view in views]
+        return z[0] if len(z) == 1 else self.contrast(*z)[1]
+
+    def contrast(self, z0: Tensor, z1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, alone and with the mean cosine of the two views' projections: 1 if they agree.
+
+        Args:
+            z0: projections of the first view, [N, dim].
+            z1: projections of the second view, [N, dim].
+        """
         agreement = F.cosine_similarity(z0.detach(), z1.detach()).mean()
-        return {"loss": self.criterion(z0, z1), "agreement": agreement}
+        loss = self.criterion(z0, z1)
+        return loss, {"loss": loss, "agreement": agreement}
