@@ -7,7 +7,17 @@ loss = NTXentLoss(temperature=0.5)(z0, z1)
 
 from fastssl import augment, masking
 from fastssl.cached import cached_step
-from fastssl.losses import NTXentLoss
+from fastssl.losses import (
+    CLIPLoss,
+    DCLLoss,
+    DCLWLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    PairNTXentLoss,
+    SigLIPLoss,
+    SupConLoss,
+)
+from fastssl.memory_bank import MemoryBank
 from fastssl.ops.contrast import (
     clip_loss,
     dcl,
@@ -22,7 +32,15 @@ from fastssl.ops.nt_xent import nt_xent
 __version__ = "0.1.0"
 
 __all__ = [
+    "CLIPLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "InfoNCELoss",
+    "MemoryBank",
     "NTXentLoss",
+    "PairNTXentLoss",
+    "SigLIPLoss",
+    "SupConLoss",
     "__version__",
     "augment",
     "cached_step",
