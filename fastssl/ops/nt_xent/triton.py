@@ -17,7 +17,7 @@ from fastssl.ops.nt_xent import schema, triton_backward, triton_forward, triton_
 from fastssl.ops.nt_xent.triton_tiles import (
     ROW_UNIT,
     Tiles,
-    chunk_blocks,
+    chunk_rows,
     padded_depth,
     split_columns,
     tiles_for,
@@ -26,6 +26,19 @@ from fastssl.ops.nt_xent.triton_tiles import (
 #: One exponential per element, relative to log2(e) / |tau|, keeps to float32's range up to here:
 #: its smallest value is 2^-88, and the weights that meet it reach 2^122 at most.
 LARGEST_BOUND = 44.0
+
+
+def architecture_of(z: torch.Tensor) -> int:
+    """The compute capability whose tiles a tensor's device takes."""
+    major = torch.cuda.get_device_capability(z.device)[0] if z.is_cuda else 9
+    return 90 if major >= 9 else 80
+
+
+def processors_of(z: torch.Tensor) -> int:
+    """How many processors a tensor's device has."""
+    if z.is_cuda:
+        return torch.cuda.get_device_properties(z.device).multi_processor_count
+    return 8  # the interpreter: enough for some splitting
 
 
 @dataclass(frozen=True)
@@ -68,14 +81,11 @@ class _Problem:
 
     @functools.cached_property
     def tiles(self) -> Tiles:
-        major = torch.cuda.get_device_capability(self.z0.device)[0] if self.z0.is_cuda else 9
-        return tiles_for(90 if major >= 9 else 80, self.parts, self.depth)
+        return tiles_for(architecture_of(self.z0), self.parts, self.depth)
 
     @functools.cached_property
     def processors(self) -> int:
-        if self.z0.is_cuda:
-            return torch.cuda.get_device_properties(self.z0.device).multi_processor_count
-        return 8  # the interpreter: enough for some splitting
+        return processors_of(self.z0)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return self.z0.new_empty(shape, dtype=dtype)
@@ -115,7 +125,8 @@ def _add_up(problem: _Problem, values: torch.Tensor, gradient: bool) -> torch.Te
     return out
 
 
-def _on_device(z: torch.Tensor):
+def on_device(z: torch.Tensor):
+    """Makes a tensor's device the current one, which Triton launches on."""
     return torch.cuda.device(z.device) if z.is_cuda else contextlib.nullcontext()
 
 
@@ -128,7 +139,7 @@ def forward(z0, z1, temperature, tau, normalize, reduction):
     if z0.dtype == torch.float64:
         return schema._forward(z0, z1, temperature, tau, normalize, reduction)
     problem = _Problem(z0, z1, _float32(temperature), tau, normalize)
-    with _on_device(z0):
+    with on_device(z0):
         return _forward(problem, schema.REDUCTIONS[reduction])
 
 
@@ -164,7 +175,7 @@ def backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
     if z0.dtype == torch.float64:
         return schema._backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss)
     problem = _Problem(z0, z1, _float32(temperature), tau, normalize)
-    with _on_device(z0):
+    with on_device(z0):
         return _backward(problem, grad, schema.REDUCTIONS[reduction], lse, miss)
 
 
@@ -215,21 +226,18 @@ def _sums(problem: _Problem, packed, scale, row_weight, column_weight, base) -> 
 
     weigh, multiply = problem.tiles.weights, problem.tiles.product
     sums = problem.empty(1, padded, depth)
-    across = -(-depth // multiply.columns)
-    blocks = padded // multiply.rows
-    whole = max(1, weigh.rows // multiply.rows)  # blocks that a tile of weights covers
-    step = min(blocks, -(-chunk_blocks(across, problem.processors) // whole) * whole)
-    weights = problem.empty(parts, step * multiply.rows, padded, dtype=packed.dtype)
-    for block in range(0, blocks, step):
-        count = min(step, blocks - block)
-        chunk, chunk_rows = block * multiply.rows, step * multiply.rows
-        grid = count * multiply.rows // weigh.rows, padded // weigh.columns
+    step = chunk_rows(problem.tiles, depth, padded, problem.processors)
+    weights = problem.empty(parts, step, padded, dtype=packed.dtype)
+    for chunk in range(0, padded, step):
+        count = min(step, padded - chunk)
+        grid = count // weigh.rows, padded // weigh.columns
         triton_backward.write_gradient_weights[grid](
-            *vectors, weights, *problem.temperature_arguments, problem.half, padded, chunk,
-            chunk_rows, **options, **weigh.arguments(),
+            *vectors, weights, *problem.temperature_arguments, problem.half, padded, chunk, step,
+            **options, **weigh.arguments(),
         )  # fmt: skip
-        triton_backward.multiply_weights[(count, across)](
-            weights, packed, sums, padded, chunk, chunk_rows, PARTS=parts, DEPTH=depth,
+        grid = count // multiply.rows, -(-depth // multiply.columns)
+        triton_backward.multiply_weights[grid](
+            weights, packed, sums, padded, chunk, step, PARTS=parts, DEPTH=depth,
             **multiply.arguments(),
         )  # fmt: skip
     return sums

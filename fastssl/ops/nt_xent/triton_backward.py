@@ -12,6 +12,7 @@ from fastssl.ops.nt_xent.triton_forward import (
     dot_transposed,
     exceptions,
     is_exceptional,
+    load_block,
     long_product,
     rows_of,
 )
@@ -47,12 +48,12 @@ def _weights(
 
 
 @triton.jit
-def _low_part(x, high):
+def low_part(x, high):
     return (x - high.to(tl.float32)).to(high.dtype)
 
 
 @triton.jit
-def _dot(a, b, a_low, b_low, total, PARTS: tl.constexpr):
+def add_product(a, b, a_low, b_low, total, PARTS: tl.constexpr):
     # Tensor cores truncate where they add. Two-part operands stand for float32: their sums over a
     # tile start from zero and join the total in the registers' rounded arithmetic.
     if PARTS == 2:
@@ -76,21 +77,12 @@ def accumulate_gradient(
     first_i = tl.program_id(0) * BLOCK_M
     log_scale = log_scale_of(temperature, tau, LEARNED)
     part = padded.to(tl.int64) * DEPTH
-    column = tl.arange(0, DEPTH)
-    left = rows_of(packed, first_i, column, DEPTH, BLOCK_M)
-    a = tl.load(left)
-    a_low = a
-    if PARTS == 2:
-        a_low = tl.load(left + part)
+    a, a_low = load_block(packed, first_i, part, DEPTH, PARTS, BLOCK_M)
     scale_i, weight_i, base_i = _load_vectors(scale, row_weight, base, first_i, BOUNDED, BLOCK_M)
     gradient = tl.zeros([BLOCK_M, DEPTH], tl.float32)
     start = tl.program_id(1) * span
     for first_j in range(start, tl.minimum(start + span, rows), BLOCK_N):
-        right = rows_of(packed, first_j, column, DEPTH, BLOCK_N)
-        b = tl.load(right)
-        b_low = b
-        if PARTS == 2:
-            b_low = tl.load(right + part)
+        b, b_low = load_block(packed, first_j, part, DEPTH, PARTS, BLOCK_N)
         t = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         t = dot_transposed(a, b, a_low, b_low, t, PARTS)
         # Loaded ahead of the product these would hold 50 registers throughout.
@@ -102,9 +94,9 @@ def accumulate_gradient(
         high = weight.to(b.dtype)
         low = high
         if PARTS == 2:
-            low = _low_part(weight, high)
-        gradient = _dot(high, b, low, b_low, gradient, PARTS)
-    to = rows_of(out, first_i, column, DEPTH, BLOCK_M)
+            low = low_part(weight, high)
+        gradient = add_product(high, b, low, b_low, gradient, PARTS)
+    to = rows_of(out, first_i, tl.arange(0, DEPTH), DEPTH, BLOCK_M)
     tl.store(to + tl.program_id(1) * part, gradient)
 
 
@@ -120,7 +112,9 @@ def write_gradient_weights(
     first_i = chunk + offset_i
     first_j = tl.program_id(1) * BLOCK_N
     log_scale = log_scale_of(temperature, tau, LEARNED)
-    t = long_product(packed, first_i, first_j, padded, DEPTH, PARTS, BLOCK_M, BLOCK_N, BLOCK_K)
+    part = padded.to(tl.int64) * DEPTH
+    t = long_product(packed, part, first_i, packed, part, first_j, DEPTH, PARTS, BLOCK_M, BLOCK_N,
+                     BLOCK_K)  # fmt: skip
     scale_i, weight_i, base_i = _load_vectors(scale, row_weight, base, first_i, BOUNDED, BLOCK_M)
     scale_j, weight_j, base_j = _load_vectors(scale, column_weight, base, first_j, BOUNDED, BLOCK_N)
     weight = _weights(t, scale_i, weight_i, base_i, scale_j, weight_j, base_j, first_i, first_j,
@@ -130,7 +124,7 @@ def write_gradient_weights(
     high = weight.to(packed.dtype.element_ty)
     tl.store(to, high)
     if PARTS == 2:
-        tl.store(to + chunk_rows.to(tl.int64) * padded, _low_part(weight, high))
+        tl.store(to + chunk_rows.to(tl.int64) * padded, low_part(weight, high))
 
 
 @triton.jit
@@ -156,7 +150,7 @@ def multiply_weights(
         if PARTS == 2:
             a_low = tl.load(left + weights_part)
             b_low = tl.load(right + part)
-        gradient = _dot(a, b, a_low, b_low, gradient, PARTS)
+        gradient = add_product(a, b, a_low, b_low, gradient, PARTS)
         left += BLOCK_K
         right += BLOCK_K * DEPTH
     row = (chunk + offset_i).to(tl.int64) + tl.arange(0, BLOCK_M)[:, None]

@@ -14,6 +14,17 @@ def rows_of(packed, first, column, DEPTH: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
+def load_block(packed, first, part, DEPTH: tl.constexpr, PARTS: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT whole packed rows from `first`, and their low parts `part` elements further on."""
+    where = rows_of(packed, first, tl.arange(0, DEPTH), DEPTH, COUNT)
+    high = tl.load(where)
+    low = high
+    if PARTS == 2:
+        low = tl.load(where + part)
+    return high, low
+
+
+@triton.jit
 def dot_transposed(a, b, a_low, b_low, total, PARTS: tl.constexpr):
     """Adds a bT to total; with two parts, the products with the low parts first: they are small."""
     if PARTS == 2:
@@ -42,14 +53,13 @@ def exceptions(first_i, first_j, half, BLOCK_M: tl.constexpr, BLOCK_N: tl.conste
 
 @triton.jit
 def long_product(
-    packed, first_i, first_j, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr,
+    left, left_part, first_i, right, right_part, first_j, DEPTH: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The products of two blocks of packed rows, both read in chunks of BLOCK_K columns."""
-    part = padded.to(tl.int64) * DEPTH
     column = tl.arange(0, BLOCK_K)
-    left = rows_of(packed, first_i, column, DEPTH, BLOCK_M)
-    right = rows_of(packed, first_j, column, DEPTH, BLOCK_N)
+    left = rows_of(left, first_i, column, DEPTH, BLOCK_M)
+    right = rows_of(right, first_j, column, DEPTH, BLOCK_N)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, DEPTH, BLOCK_K):
         a = tl.load(left + k)
@@ -57,8 +67,8 @@ def long_product(
         a_low = a
         b_low = b
         if PARTS == 2:
-            a_low = tl.load(left + part + k)
-            b_low = tl.load(right + part + k)
+            a_low = tl.load(left + left_part + k)
+            b_low = tl.load(right + right_part + k)
         total = dot_transposed(a, b, a_low, b_low, total, PARTS)
     return total
 
@@ -80,12 +90,7 @@ def sum_exponentials(
     row_scale = tl.load(scale + first_i + offset) * log_scale
     part = padded.to(tl.int64) * DEPTH
     if BLOCK_K == DEPTH:
-        depth_offset = tl.arange(0, DEPTH)
-        left = rows_of(packed, first_i, depth_offset, DEPTH, BLOCK_M)
-        a = tl.load(left)
-        a_low = a
-        if PARTS == 2:
-            a_low = tl.load(left + part)
+        a, a_low = load_block(packed, first_i, part, DEPTH, PARTS, BLOCK_M)
     if BOUNDED:
         top = tl.zeros([BLOCK_M], tl.float32) + tl.abs(log_scale)
     else:
@@ -95,16 +100,12 @@ def sum_exponentials(
     for first_j in range(start, tl.minimum(start + span, rows), BLOCK_N):
         column_scale = tl.load(scale + first_j + tl.arange(0, BLOCK_N))
         if BLOCK_K == DEPTH:
-            right = rows_of(packed, first_j, tl.arange(0, DEPTH), DEPTH, BLOCK_N)
-            b = tl.load(right)
-            b_low = b
-            if PARTS == 2:
-                b_low = tl.load(right + part)
+            b, b_low = load_block(packed, first_j, part, DEPTH, PARTS, BLOCK_N)
             t = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             t = dot_transposed(a, b, a_low, b_low, t, PARTS)
         else:
-            t = long_product(packed, first_i, first_j, padded, DEPTH, PARTS, BLOCK_M, BLOCK_N,
-                             BLOCK_K)  # fmt: skip
+            t = long_product(packed, part, first_i, packed, part, first_j, DEPTH, PARTS, BLOCK_M,
+                             BLOCK_N, BLOCK_K)  # fmt: skip
         t = t * column_scale[None, :] * row_scale[:, None]
         if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | (first_j + BLOCK_N > rows):
             j = first_j + tl.arange(0, BLOCK_N)

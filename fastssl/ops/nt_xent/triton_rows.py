@@ -45,20 +45,20 @@ def log_scale_of(temperature, tau, LEARNED: tl.constexpr):
 
 
 @triton.jit
-def _load_rows(z, pair, live, column, depth, row_stride, column_stride):
+def load_rows(z, pair, live, column, depth, row_stride, column_stride):
     where = pair.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = live[:, None] & (column < depth)[None, :]
     return tl.load(z + where, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _exponent(largest):
+def exponent_of(largest):
     # Clamped so that the power and its inverse are normal numbers.
     return tl.minimum(tl.maximum((largest.to(tl.int32, bitcast=True) >> 23) - 127, -100), 126)
 
 
 @triton.jit
-def _store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
+def store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
     where = packed + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     high = x.to(packed.dtype.element_ty)
     mask = live[:, None] & (column < DEPTH)[None, :]
@@ -69,7 +69,7 @@ def _store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PA
 
 
 @triton.jit
-def _store_scale(scale, inverse, rows, live, exponent, square, NORMALIZE: tl.constexpr):
+def store_scale(scale, inverse, rows, live, exponent, square, NORMALIZE: tl.constexpr):
     unit = power_of_two(exponent - PACKED_EXPONENT)  # x = packed * unit
     if NORMALIZE:
         norm = tl.sqrt_rn(square)  # of the packed row
@@ -102,12 +102,12 @@ def pack(
     most1 = tl.zeros([BLOCK_M], tl.float32)
     for d in range(0, DEPTH, BLOCK_D):
         column = d + tl.arange(0, BLOCK_D)
-        x0 = _load_rows(z0, pair, live, column, depth, row_stride0, column_stride0)
-        x1 = _load_rows(z1, pair, live, column, depth, row_stride1, column_stride1)
+        x0 = load_rows(z0, pair, live, column, depth, row_stride0, column_stride0)
+        x1 = load_rows(z1, pair, live, column, depth, row_stride1, column_stride1)
         most0 = tl.maximum(most0, tl.max(tl.abs(x0), 1))
         most1 = tl.maximum(most1, tl.max(tl.abs(x1), 1))
-    exponent0 = _exponent(most0)
-    exponent1 = _exponent(most1)
+    exponent0 = exponent_of(most0)
+    exponent1 = exponent_of(most1)
     up0 = power_of_two(-exponent0 + PACKED_EXPONENT)[:, None]
     up1 = power_of_two(-exponent1 + PACKED_EXPONENT)[:, None]
     square0 = tl.zeros([BLOCK_M], tl.float32)
@@ -115,15 +115,15 @@ def pack(
     dot = tl.zeros([BLOCK_M], tl.float32)
     for d in range(0, DEPTH, BLOCK_D):
         column = d + tl.arange(0, BLOCK_D)
-        x0 = _load_rows(z0, pair, live, column, depth, row_stride0, column_stride0) * up0
-        x1 = _load_rows(z1, pair, live, column, depth, row_stride1, column_stride1) * up1
+        x0 = load_rows(z0, pair, live, column, depth, row_stride0, column_stride0) * up0
+        x1 = load_rows(z1, pair, live, column, depth, row_stride1, column_stride1) * up1
         square0 += tl.sum(x0 * x0, 1)
         square1 += tl.sum(x1 * x1, 1)
         dot += tl.sum(x0 * x1, 1)
-        _store_packed(packed, pair, live, column, x0, padded, DEPTH, PARTS)
-        _store_packed(packed, pair + half, live, column, x1, padded, DEPTH, PARTS)
-    factor0 = _store_scale(scale, inverse, pair, live, exponent0, square0, NORMALIZE)
-    factor1 = _store_scale(scale, inverse, pair + half, live, exponent1, square1, NORMALIZE)
+        store_packed(packed, pair, live, column, x0, padded, DEPTH, PARTS)
+        store_packed(packed, pair + half, live, column, x1, padded, DEPTH, PARTS)
+    factor0 = store_scale(scale, inverse, pair, live, exponent0, square0, NORMALIZE)
+    factor1 = store_scale(scale, inverse, pair + half, live, exponent1, square1, NORMALIZE)
     tl.store(positive + pair, dot * factor0 * factor1, mask=live)
     if tl.program_id(0) == tl.num_programs(0) - 1:
         for first in range(rows, padded, BLOCK_M):
@@ -134,7 +134,7 @@ def pack(
             for d in range(0, DEPTH, BLOCK_D):
                 column = d + tl.arange(0, BLOCK_D)
                 nothing = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-                _store_packed(packed, row, padding, column, nothing, padded, DEPTH, PARTS)
+                store_packed(packed, row, padding, column, nothing, padded, DEPTH, PARTS)
 
 
 @triton.jit
@@ -262,7 +262,7 @@ def weigh_rows(
 
 
 @triton.jit
-def _load_packed(packed, rows, live, column, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
+def load_packed(packed, rows, live, column, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
     where = packed + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     mask = live[:, None] & (column < DEPTH)[None, :]
     x = tl.load(where, mask=mask, other=0.0).to(tl.float32)
@@ -272,7 +272,7 @@ def _load_packed(packed, rows, live, column, padded, DEPTH: tl.constexpr, PARTS:
 
 
 @triton.jit
-def _load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
+def load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
     where = sums + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     mask = live[:, None] & (column < DEPTH)[None, :]
     x = tl.load(where, mask=mask, other=0.0)
@@ -282,7 +282,7 @@ def _load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
 
 
 @triton.jit
-def _store_gradient(
+def store_gradient(
     out, gradient, z, along, back, pair, live, column, depth, NORMALIZE: tl.constexpr
 ):
     if NORMALIZE:
@@ -325,10 +325,10 @@ def finish_gradient(
     along1 = tl.zeros([BLOCK_M], tl.float32)
     for d in range(0, DEPTH, BLOCK_D):
         column = d + tl.arange(0, BLOCK_D)
-        x0 = _load_packed(packed, pair, live, column, padded, DEPTH, PARTS) * scale0[:, None]
-        x1 = _load_packed(packed, pair + half, live, column, padded, DEPTH, PARTS) * scale1[:, None]
-        g0 = _load_sum(sums, pair, live, column, padded, splits, DEPTH) * down
-        g1 = _load_sum(sums, pair + half, live, column, padded, splits, DEPTH) * down
+        x0 = load_packed(packed, pair, live, column, padded, DEPTH, PARTS) * scale0[:, None]
+        x1 = load_packed(packed, pair + half, live, column, padded, DEPTH, PARTS) * scale1[:, None]
+        g0 = load_sum(sums, pair, live, column, padded, splits, DEPTH) * down
+        g1 = load_sum(sums, pair + half, live, column, padded, splits, DEPTH) * down
         along0 += tl.sum((g0 - pulled[:, None] * x1) * x0, 1)
         along1 += tl.sum((g1 - pulled[:, None] * x0) * x1, 1)
     tl.store(block_along + tl.program_id(0), tl.sum(along0 + along1, 0))
@@ -336,11 +336,11 @@ def finish_gradient(
     back1 = tl.load(inverse + pair + half, mask=live, other=0.0)
     for d in range(0, DEPTH, BLOCK_D):
         column = d + tl.arange(0, BLOCK_D)
-        x0 = _load_packed(packed, pair, live, column, padded, DEPTH, PARTS) * scale0[:, None]
-        x1 = _load_packed(packed, pair + half, live, column, padded, DEPTH, PARTS) * scale1[:, None]
-        g0 = _load_sum(sums, pair, live, column, padded, splits, DEPTH) * down
-        g1 = _load_sum(sums, pair + half, live, column, padded, splits, DEPTH) * down
+        x0 = load_packed(packed, pair, live, column, padded, DEPTH, PARTS) * scale0[:, None]
+        x1 = load_packed(packed, pair + half, live, column, padded, DEPTH, PARTS) * scale1[:, None]
+        g0 = load_sum(sums, pair, live, column, padded, splits, DEPTH) * down
+        g1 = load_sum(sums, pair + half, live, column, padded, splits, DEPTH) * down
         g0 -= pulled[:, None] * x1
         g1 -= pulled[:, None] * x0
-        _store_gradient(grad_z0, g0, x0, along0, back0, pair, live, column, depth, NORMALIZE)
-        _store_gradient(grad_z1, g1, x1, along1, back1, pair, live, column, depth, NORMALIZE)
+        store_gradient(grad_z0, g0, x0, along0, back0, pair, live, column, depth, NORMALIZE)
+        store_gradient(grad_z1, g1, x1, along1, back1, pair, live, column, depth, NORMALIZE)

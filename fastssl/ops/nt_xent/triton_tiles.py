@@ -124,6 +124,10 @@ def split_columns(blocks: int, rows: int, tile: Tile, processors: int) -> tuple[
     return -(-across // per), per * tile.columns
 
 
-def chunk_blocks(across: int, processors: int) -> int:
-    """Row blocks whose weights are kept at a time: one wave of the product's programs."""
-    return max(1, processors // across)
+def chunk_rows(tiles: Tiles, depth: int, padded: int, processors: int) -> int:
+    """Rows whose weights are kept at a time: one wave of the product's programs."""
+    weigh, multiply = tiles.weights, tiles.product
+    across = -(-depth // multiply.columns)
+    whole = max(1, weigh.rows // multiply.rows)  # blocks that a tile of weights covers
+    step = -(-max(1, processors // across) // whole) * whole
+    return min(padded, step * multiply.rows)
