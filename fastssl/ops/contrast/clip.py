@@ -71,6 +71,7 @@ def clip_loss(
         process_group=process_group,
         strategy=strategy,
         impl=impl,
+        names=("image_features", "text_features"),
     )
     sides = [found.rows, found.columns]
     losses = sum(F.softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / 2
@@ -132,6 +133,7 @@ def siglip_loss(
         process_group=process_group,
         strategy=strategy,
         impl=impl,
+        names=("image_features", "text_features"),
     )
     losses = found.rows[NEGATIVES] + F.softplus(-found.rows[POSITIVE])
     return reduced(losses, reduction, found.row_share, out_dtype(image_features))

@@ -46,12 +46,13 @@ def statistics(
     process_group=None,
     strategy: str = "gather",
     impl: str = "auto",
+    names: tuple[str, str] = ("x", "y"),
 ) -> Statistics:
     """Sums over the negatives and the positives of each row of scale * x yT + bias.
 
     With a process group, x and y are this rank's rows, and each of them is compared with all ranks'
-    (rows of x with all columns, columns with all rows of x); `excluded` and `partner` number
-    this rank's columns. Differentiable in x, y, scale and bias.
+    (rows of x with all columns, columns with all rows of x); `partner` numbers this rank's columns, and
+    errors that ranks find together call x and y by `names`. Differentiable in x, y, scale and bias.
     """
     normalize = (normalize, normalize) if isinstance(normalize, bool) else normalize
     learned = isinstance(scale, Tensor)
@@ -78,7 +79,7 @@ def statistics(
     if process_group is not None:
         from fastssl.ops.contrast import distributed
 
-        return distributed.statistics(p, chosen, process_group, strategy)
+        return distributed.statistics(p, chosen, process_group, strategy, names)
     if impl == "reference":
         rows, columns_ = reference.statistics(p)
     else:

@@ -116,7 +116,7 @@ def info_nce(
             query, key, normalize=normalize, columns=symmetric, row_labels=labels,
             column_labels=labels, column_window=window if symmetric else None,
             partner=torch.arange(len(query), device=query.device), process_group=process_group,
-            strategy=strategy, **common,
+            strategy=strategy, names=("query", "key"), **common,
         )  # fmt: skip
         sides = [found.rows, found.columns] if symmetric else [found.rows]
         share = found.row_share
@@ -129,6 +129,11 @@ def _given(query, key, negatives, common, normalize, group):
     """Statistics of queries whose positive and negatives come separately, and the share of a mean."""
     if not isinstance(negatives, Tensor):
         raise TypeError(f"negatives: got {type(negatives).__name__}, must be a tensor")
+    share = len(query)
+    if group is not None:
+        from fastssl.ops.contrast import distributed
+
+        share = distributed.mean_rows(len(query), query.device, group)
     scale, x, y = common["scale"], *(normalize_rows(z) if normalize else z for z in (query, key))
     positive = (x.double() * y.double()).sum(1) * scale
     if negatives.dim() == 3:
@@ -139,11 +144,6 @@ def _given(query, key, negatives, common, normalize, group):
             query, negatives, normalize=normalize, threshold=positive.detach(), **common
         )
         rows = found.rows
-    share = len(query)
-    if group is not None:
-        from fastssl.ops.contrast import distributed
-
-        share = distributed.mean_rows(len(query), query.device, group)
     return _with_positive(rows, positive), share
 
 

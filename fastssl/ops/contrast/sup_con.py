@@ -41,6 +41,7 @@ def label_statistics(
         normalize=normalize,
         row_labels=labels,
         column_labels=reference_labels,
+        names=("features", "features" if references is None else "references"),
         **options,
     )
 
@@ -165,11 +166,13 @@ def pair_nt_xent(
         features, labels, references, reference_labels, scale, PAIRED, normalize,
         process_group=process_group, strategy=strategy, impl=impl,
     ).rows  # fmt: skip
-    pairs = rows[COUNT].sum().clamp(min=1)
+    pairs = rows[COUNT].sum()
     if process_group is not None and reduction == "mean":
         from fastssl.ops.contrast import distributed
 
         pairs = distributed.mean_count(pairs, process_group)
+    else:
+        pairs = pairs.clamp(min=1)
     return reduced(rows[POSITIVE], reduction, pairs, out_dtype(features))
 
 
@@ -184,7 +187,7 @@ def _checked(
         missing = "references" if references is None else "reference_labels"
         raise ValueError(f"{missing}: references and reference_labels are given together")
     if references is not None:
-        checked_rows("references", references, features, "features")
+        checked_rows("references", references, features, "features", group)
         reference_labels = checked_labels(
             "reference_labels", reference_labels, len(references), features.device
         )

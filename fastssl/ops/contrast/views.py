@@ -52,6 +52,7 @@ def view_statistics(
         process_group=process_group,
         strategy=strategy,
         impl=impl,
+        names=("z0", "z1"),
     )
 
 
