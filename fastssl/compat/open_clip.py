@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from fastssl.compat._gather import gathered
 from fastssl.ops.contrast.checks import checked_pair, checked_scalar, out_dtype, promoted, reduced
 from fastssl.ops.contrast.clip import clip_loss, siglip_loss
 from fastssl.ops.contrast.core import statistics
@@ -158,7 +159,7 @@ class ClipLoss(nn.Module):
     def _gathered(self, x: Tensor) -> Tensor:
         """The rows of all ranks, [world_size * B, D], with the gradients that the flags say."""
         if self.gather_with_grad:
-            return torch.cat(_Gathered.apply(x, distributed.group.WORLD))
+            return torch.cat(gathered(x))
         rows = [torch.empty_like(x) for _ in range(self.world_size)]
         distributed.all_gather(rows, x.detach().contiguous())
         if not self.local_loss:
@@ -249,7 +250,7 @@ class SigLipLoss(nn.Module):
         if self.world_size == 1:
             loss = self._loss(*arguments)
         elif self._overridden():
-            texts = _Gathered.apply(text_features, distributed.group.WORLD)
+            texts = gathered(text_features)
             loss = sum(
                 self._loss(image_features, y, logit_scale, logit_bias, negative_only=k != self.rank)
                 for k, y in enumerate(texts)
@@ -305,23 +306,6 @@ def default_group(rank: int, world_size: int):
             f"{found[0]}, {found[1]}"
         )
     return distributed.group.WORLD
-
-
-class _Gathered(torch.autograd.Function):
-    """Every rank's x, whose gradients add up where it came from."""
-
-    @staticmethod
-    def forward(ctx, x, group):
-        ctx.group = group
-        found = [torch.empty_like(x) for _ in range(distributed.get_world_size(group))]
-        distributed.all_gather(found, x.contiguous(), group=group)
-        return tuple(found)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        grads = torch.stack(grads)
-        distributed.all_reduce(grads, group=ctx.group)
-        return grads[distributed.get_rank(ctx.group)], None
 
 
 class _Scaled(torch.autograd.Function):
