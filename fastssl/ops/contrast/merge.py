@@ -22,11 +22,13 @@ from fastssl.ops.nt_xent.reference import normalize_rows
 _NOTHING = 60.0
 
 
-def merged(kind: int, a: Tensor, b: Tensor) -> Tensor:
+def merged(kind: int, a: Tensor | None, b: Tensor) -> Tensor:
     """The statistics of both; for PAIRED, POSITIVE and POSITIVES must know all negatives already.
 
     RANK is a sum of counts above one threshold, which the caller must have given.
     """
+    if a is None:
+        return b
     both = a + b
     if kind != SIGMOID:
         both[NEGATIVES] = torch.logaddexp(a[NEGATIVES], b[NEGATIVES])

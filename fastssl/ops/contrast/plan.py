@@ -32,7 +32,16 @@ class Plan(NamedTuple):
                 yield (None if step else 0), found
             return
         kept = self.keep(side, sizes) if kept is None else kept
-        yield sum(sizes[: self.ranks.rank]), [*kept, *self.ranks.gather([more], sizes)]
+        yield self.start(sizes), [*kept, *self.ranks.gather([more], sizes)]
+
+    def start(self, sizes: list[int]) -> int:
+        """Where this rank's rows begin among all ranks'."""
+        return sum(sizes[: self.ranks.rank])
+
+    def cut(self, gathered, sizes: list[int], first: int, last: int) -> list[Tensor | None]:
+        """The rows of ranks first to last - 1."""
+        begin, end = sum(sizes[:first]), sum(sizes[:last])
+        return [None if x is None else x[begin:end] for x in gathered]
 
     def keep(self, side, sizes) -> list[Tensor | None] | None:
         """What the backward pass need not gather again; None in a ring."""

@@ -3,7 +3,7 @@
 What travels has rows first, and goes as bytes: no backend needs to know its dtype.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,9 @@ from torch import Tensor
 
 #: Its name from torch 2.13 on, which warns of the other.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+#: Its messages are told from those that go round.
+_ANSWER = 16
 
 
 class Ranks:
@@ -55,33 +58,56 @@ class Ranks:
             for every in found
         ]
 
-    def around(self, mine: list[Tensor | None], sizes: list[int]) -> Iterator[list[Tensor | None]]:
-        """This rank's tensors, then those of the rank before it, and so on round the ring.
+    def around(self, mine, sizes: list[int], steps: int = 0) -> Iterator[list[Tensor | None]]:
+        """This rank's tensors, then those of the rank before it, and so on: `steps` ranks, or all.
 
         While the caller works on some, the next ones come in: memory for two ranks' rows.
         """
         here = [None if x is None else x.contiguous() for x in mine]
-        for step in range(1, self.world + 1):
-            if step == self.world:
-                yield here
-                return
+        for step in range(1, steps or self.world):
             n = sizes[(self.rank - step) % self.world]
             coming = [None if x is None else x.new_empty(n, *x.shape[1:]) for x in here]
-            works = self._pass_on(here, coming)
+            works = self._send_and_receive(here, coming, 1, -1, 0)
             yield here
             for work in works:
                 work.wait()
             here = coming
+        yield here
 
-    def _pass_on(self, going: list[Tensor | None], coming: list[Tensor | None]) -> list:
-        after = dist.get_global_rank(self.group, (self.rank + 1) % self.world)
-        before = dist.get_global_rank(self.group, (self.rank - 1) % self.world)
+    def exchange(self, theirs: Tensor, step: int, n: int) -> Callable[[], Tensor]:
+        """Sends to the rank `step` before this, and receives n rows from the one `step` after it.
+
+        The function that is returned waits for them.
+        """
+        mine = theirs.new_empty(n, *theirs.shape[1:])
+        works = self._send_and_receive([theirs], [mine], -step, step, _ANSWER)
+
+        def wait() -> Tensor:
+            for work in works:
+                work.wait()
+            return mine
+
+        return wait
+
+    def deliver(self, rows: Tensor, sizes: list[int], senders: list[int], n: int) -> Tensor:
+        """sizes[r] of the rows go to rank r; n come from each of the senders, in order of ranks."""
+        found = rows.new_empty(n * len(senders), *rows.shape[1:])
+        expected = [n if rank in senders else 0 for rank in range(self.world)]
+        dist.all_to_all_single(found, rows, expected, sizes, group=self.group)
+        return found
+
+    def _send_and_receive(self, going, coming, to: int, source: int, tag: int) -> list:
+        """`to` and `source` count from this rank."""
+        there, whence = (
+            dist.get_global_rank(self.group, (self.rank + step) % self.world)
+            for step in (to, source)
+        )
         operations = []
-        for tag, (out, into) in enumerate(zip(going, coming, strict=True)):
+        for k, (out, into) in enumerate(zip(going, coming, strict=True), tag):
             if out is not None:
                 operations += [
-                    dist.P2POp(dist.isend, _bytes(out), after, self.group, tag),
-                    dist.P2POp(dist.irecv, _bytes(into), before, self.group, tag),
+                    dist.P2POp(dist.isend, _bytes(out), there, self.group, k),
+                    dist.P2POp(dist.irecv, _bytes(into), whence, self.group, k),
                 ]
         return dist.batch_isend_irecv(operations)
 
