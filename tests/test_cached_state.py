@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ from torch import nn
 from fastssl import cached_step, nt_xent
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network(dtype=torch.float64):
@@ -114,19 +123,26 @@ def test_a_graph_over_the_same_encoder_survives():
 
 @pytest.mark.slow
 def test_batch_8192_trains_in_the_memory_of_batch_256():
-    """Peaks of resident memory in a process each: activations as one batch of 256 has them."""
-    peaks = {}
-    for count, size in ((256, 0), (256, 256), (8192, 256)):
+    """Peaks of resident memory, in a process each, of a whole step.
+
+    All embeddings and their gradients come on top, and a quarter for what the loss holds and the
+    peak's noise.
+    """
+    # Else the allocator keeps what was freed, and the peak is not of what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    peaks = []
+    for count, size in ((256, 0), (8192, 256)):
         command = [sys.executable, "-c", MEMORY, str(count), str(size)]
-        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        made = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert made.returncode == 0, made.stderr
-        peaks[count, size] = json.loads(made.stdout)
-    if None in peaks.values():
+        peaks.append(json.loads(made.stdout))
+    if None in peaks:
         pytest.skip("Linux does not tell the peak of resident memory here")
-    embeddings = 2 * 2 * 8192 * 128 * 4 / 2**20  # both views' and their gradients, MiB
-    assert peaks[8192, 256] <= 1.5 * peaks[256, 0] + embeddings, peaks
-    # And the loss did not do it alone: 32 times the batch would be 32 times the activations.
-    assert peaks[256, 0] > 30, peaks
+    embeddings = 2 * 2 * 8192 * 64 * 4 / 2**20
+    assert peaks[1] <= 1.25 * peaks[0] + embeddings, peaks
+    assert 20 < peaks[0] < 100, peaks  # or another part than activations was measured
 
 
 MEMORY = """
@@ -143,7 +159,7 @@ encoder = nn.Sequential(
     nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
     nn.Conv2d(16, 32, 3, 2, 1), nn.GroupNorm(4, 32), nn.ReLU(),
     nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    nn.Linear(64, 128),
+    nn.Linear(64, 64),
 )
 optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
 def step(count, size):
