@@ -3,6 +3,8 @@
 - `fastssl.compat.mae`: MAE's `random_masking`, `patchify`, `unpatchify`, `forward_loss`.
 - `fastssl.compat.transformers`: `patch_vit_mae` for a Hugging Face ViTMAE model.
 - `fastssl.compat.lightly.utils`: functions of `lightly.models.utils`.
+- `fastssl.compat.lightly`: lightly's `NTXentLoss`, `DCLLoss`, `DCLWLoss`, `MemoryBankModule`.
+- `fastssl.compat.solo_learn`: losses of solo-learn.
 - `fastssl.compat.timm`: `PatchDropout`, `PatchDropoutWithIndices`.
 - `fastssl.compat.beit`: `MaskingGenerator` of BEiT, iBOT and DINOv2.
 - `fastssl.compat.simmim`: `MaskGenerator`.

@@ -197,6 +197,26 @@ def test_several_losses_before_the_backward_pass(theirs):
     torch.testing.assert_close(*grads)
 
 
+def test_second_derivatives_with_a_bank(theirs):
+    query, key, seconds = *views(), []
+    query.requires_grad_()
+    for module in twins(theirs, (16, D)):
+        loss = module(query, key) + module(query, key + 1)
+        (first,) = torch.autograd.grad(loss, query, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), query))
+    torch.testing.assert_close(*seconds)
+
+
+def test_compiled_with_a_bank(theirs):
+    mine, other = twins(theirs, (16, D))
+    compiled = torch.compile(mine, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    for _ in range(12):
+        both(compiled, other, *views(), (True, False))
+        torch.testing.assert_close(mine.memory_bank.bank, other.memory_bank.bank)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 12, "not again for each step"
+
+
 def test_memory_bank_in_half_precision():
     module = ours.NTXentLoss(0.2, (16, D))
     for _ in range(4):
