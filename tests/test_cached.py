@@ -77,9 +77,11 @@ def test_gradients_are_those_of_one_pass(dtype, chunk_size):
     )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("compiled", [False, True])
-def test_dropout_is_replayed(compiled, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "compiled"),
+    [(torch.float32, False), (torch.float64, False), (torch.float32, True)],
+)
+def test_dropout_is_replayed(dtype, compiled):
     encoder = convolutions(dtype, dropout=0.3)
     whole = copy.deepcopy(encoder)
     torch.manual_seed(5)
