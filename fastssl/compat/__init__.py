@@ -5,11 +5,15 @@
 - `fastssl.compat.lightly.utils`: functions of `lightly.models.utils`.
 - `fastssl.compat.lightly`: lightly's `NTXentLoss`, `DCLLoss`, `DCLWLoss`, `MemoryBankModule`.
 - `fastssl.compat.solo_learn`: losses of solo-learn.
+- `fastssl.compat.pytorch_metric_learning`: `NTXentLoss`, `SupConLoss`, `CrossBatchMemory`.
+- `fastssl.compat.open_clip`: `ClipLoss`, `SigLipLoss`.
+- `fastssl.compat.sentence_transformers`: `MultipleNegativesRankingLoss`, symmetric and cached.
 - `fastssl.compat.timm`: `PatchDropout`, `PatchDropoutWithIndices`.
 - `fastssl.compat.beit`: `MaskingGenerator` of BEiT, iBOT and DINOv2.
 - `fastssl.compat.simmim`: `MaskGenerator`.
 - `fastssl.compat.videomae`: `TubeMaskingGenerator`.
 
-None of those libraries is needed to import these modules. docs/compatibility.md says with which
+None of those libraries is needed to import these modules, but for pytorch-metric-learning and
+sentence-transformers, whose classes ours are subclasses of. docs/compatibility.md says with which
 versions they were compared and what differs.
 """
