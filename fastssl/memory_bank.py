@@ -33,8 +33,8 @@ class MemoryBank(nn.Module):
     kept in bfloat16.
 
     What was read does not change when batches are enqueued, and may be part of any number of
-    graphs. Inside torch.compile and a CUDA graph's capture, where addresses are fixed, reading
-    copies the bank and enqueueing moves its rows.
+    graphs. Compiled by torch.compile, enqueueing copies the bank; while a CUDA graph is captured,
+    where addresses are fixed, reading copies it and enqueueing moves its rows.
 
     Args:
         size: how many rows, K.
@@ -95,7 +95,7 @@ class MemoryBank(nn.Module):
             ValueError: `keys` is not [N, D].
         """
         if keys is None:
-            return self.rows.clone() if self._fixed() else self.rows
+            return self.rows.clone() if self._captured() else self.rows
         rows = self.rows_for(keys)
         self.enqueue(keys)
         return rows
@@ -104,7 +104,7 @@ class MemoryBank(nn.Module):
         """The rows, [K, D], on the device and in the dtype of a batch [N, D]."""
         self._meet(batch)
         rows = self.rows.to(batch.dtype)
-        return rows.clone() if rows is self.rows and self._fixed() else rows
+        return rows.clone() if rows is self.rows and self._captured() else rows
 
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest rows by `keys`, [N, D]. They get no gradient.
@@ -140,8 +140,12 @@ class MemoryBank(nn.Module):
 
     def _append(self, keys: Tensor) -> None:
         size, n, rows = self._length, len(keys), self.rows
-        if self._fixed():
-            rows.copy_(torch.cat([rows[n:].to(keys.dtype), keys]))
+        if self._captured():
+            rows.copy_(torch.cat([rows[n:], keys]))
+            return
+        if torch.compiler.is_compiling():
+            # Not in place: a compiled backward pass may read its inputs again, instead of a copy.
+            self.rows = torch.cat([rows[n:].to(keys.dtype), keys])
             return
         memory, start = self._memory, self._start()
         if start is None or start + size + n > len(memory) or memory.dtype != keys.dtype:
@@ -162,11 +166,11 @@ class MemoryBank(nn.Module):
             return None
         return rows.storage_offset() // rows.shape[1]
 
-    def _fixed(self) -> bool:
-        """Whether a program is recorded that runs again without this Python code."""
-        if torch.compiler.is_compiling():
-            return True
-        return self.rows.is_cuda and torch.cuda.is_current_stream_capturing()
+    def _captured(self) -> bool:
+        """Whether a CUDA graph is recorded, where addresses are fixed."""
+        if torch.compiler.is_compiling() or not self.rows.is_cuda:
+            return False
+        return torch.cuda.is_current_stream_capturing()
 
     def _meet(self, batch: Tensor) -> None:
         """Check a batch, go to its device, and draw the rows where their width was not known."""

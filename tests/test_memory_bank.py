@@ -265,7 +265,7 @@ def test_rows_given_by_hand_are_not_written_to():
     assert torch.equal(bank.rows, torch.cat([given[N:K], batch]))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "aot_eager_decomp_partition"])
 def test_compiled(backend):
     bank = fastssl.MemoryBank(K, D)
     plain, query = Plain(bank.rows), torch.randn(N, D, requires_grad=True)
