@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from fastssl import _dispatch
 from fastssl._autograd import applied
 from fastssl._checks import compute_dtype
-from fastssl.ops.contrast import reference, schema  # noqa: F401 (schema defines the operators)
+from fastssl.ops.contrast import cuda, reference, schema  # noqa: F401 (both register operators)
 from fastssl.ops.contrast.pairs import SOFTMAX, Pairs
 
 _dispatch.register("contrast", cpu="cpu", cuda="triton")
