@@ -163,7 +163,8 @@ class NTXentLoss(_Loss):
         """The loss of the projections of both views, each [N, D], with `labels` [N] or without."""
         if self.memory_bank is not None and len(self.memory_bank) > 0:
             return self._with_bank(out0, out1, labels)
-        group = group_of(self.process_group, self.gather_distributed)
+        group = self.process_group
+        group = group_of(None, self.gather_distributed) if group is None else group
         return self._call(out0, out1, labels=labels, process_group=group)
 
     def _with_bank(self, query: Tensor, key: Tensor, labels: Tensor | None):

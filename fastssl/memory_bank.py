@@ -222,11 +222,18 @@ def parsed_size(size: int | Sequence[int]) -> tuple[int, int | None]:
 
 
 def group_of(process_group, gather_distributed: bool):
-    """The group given, or the default one if asked for and there; None for a single process."""
+    """The group given, or the default one if asked for and there; None for a single process.
+
+    Raises:
+        ValueError: this process is not part of the group.
+    """
     if process_group is None and not (gather_distributed and torch.distributed.is_initialized()):
         return None
     group = torch.distributed.group.WORLD if process_group is None else process_group
-    return group if torch.distributed.get_world_size(group) > 1 else None
+    world = torch.distributed.get_world_size(group)
+    if world < 1:
+        raise ValueError("process_group: this process must be part of it")
+    return group if world > 1 else None
 
 
 def _gathered(keys: Tensor, process_group, gather_distributed: bool) -> Tensor:

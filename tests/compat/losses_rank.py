@@ -81,6 +81,14 @@ def main() -> None:
     bank = fastssl.MemoryBank(K, D, process_group=dist.group.WORLD)
     bank.enqueue(share(rank)[0])
     found["bank"] = bank.rows
+    alone = dist.new_group([0])
+    bank = fastssl.MemoryBank(K, D, process_group=alone if rank == 0 else None)
+    bank.enqueue(share(rank)[0])
+    found["alone"] = bank.rows
+    try:
+        fastssl.MemoryBank(K, D, process_group=alone).enqueue(share(rank)[0])
+    except ValueError as error:
+        found["not a member"] = str(error)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -111,4 +111,7 @@ def test_memory_bank(found, kind):
 
 def test_a_bank_with_a_group(found):
     for rank in RANKS:
+        torch.testing.assert_close(found[rank]["alone"][-N:], F.normalize(share(rank)[0], dim=1))
         torch.testing.assert_close(found[rank]["bank"][-2 * N :], F.normalize(data()[0], dim=1))
+    assert "not a member" not in found[0]
+    assert "process_group" in found[1]["not a member"]
