@@ -128,7 +128,7 @@ def draw(rows: list[dict], plt, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 0.35 * len(names) + 1), layout="constrained")
     for k, (label, values) in enumerate((("speed", faster), ("memory", smaller))):
         places = [i + 0.4 * k - 0.2 for i in range(len(names))]
-        axis.barh(places, values, 0.38, left=0, color=f"C{k}", label=label)
+        axis.barh(places, [v - 1 for v in values], 0.38, left=1, color=f"C{k}", label=label)
     axis.axvline(1, color="black", linewidth=1.5)
     axis.set(xscale="log", xlabel="theirs, as a multiple of fastssl's", yticks=range(len(names)))
     axis.set_yticklabels(names, fontsize=7)

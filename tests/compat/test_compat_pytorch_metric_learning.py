@@ -10,27 +10,32 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compat_cases import library
+from torch import distributed
 
 from fastssl.compat._fallback import say_once
 
 NAMES = ("NTXentLoss", "SupConLoss")
 
 
-@pytest.fixture
-def both():
+def libraries():
     """The library, and ours, which needs it."""
     theirs = library("pytorch_metric_learning")
     for part in ("losses", "distances", "reducers", "regularizers", "miners", "utils.distributed"):
         importlib.import_module(f"pytorch_metric_learning.{part}")
-    ours = importlib.import_module("fastssl.compat.pytorch_metric_learning")
+    return SimpleNamespace(
+        ours=importlib.import_module("fastssl.compat.pytorch_metric_learning"),
+        losses=theirs.losses, distances=theirs.distances, reducers=theirs.reducers,
+        regularizers=theirs.regularizers, miners=theirs.miners, wrapper=theirs.utils.distributed,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def both():
     say_once.cache_clear()
+    found = libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        yield SimpleNamespace(
-            ours=ours, losses=theirs.losses, distances=theirs.distances, reducers=theirs.reducers,
-            regularizers=theirs.regularizers, miners=theirs.miners,
-            wrapper=theirs.utils.distributed,
-        )  # fmt: skip
+        yield found
 
 
 def labels_of(kind, rows):
@@ -333,6 +338,30 @@ def test_distributed_wrapper_takes_it(both, name):
     with pytest.warns(UserWarning, match="non-distributed"):
         loss = wrapped(x, labels)
     torch.testing.assert_close(loss, getattr(both.losses, name)()(x, labels))
+
+
+def ranks_agree(rank, world, folder):
+    """The library's wrapper around both, with the rows of all ranks."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
+    both = libraries()
+    torch.manual_seed(rank)
+    x, labels = data(10)
+    for name in NAMES:
+        for efficient in (False, True):
+            losses = [
+                both.wrapper.DistributedLossWrapper(getattr(o, name)(), efficient=efficient)
+                for o in (both.ours, both.losses)
+            ]
+            agree(*losses, x, labels)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_distributed_wrapper_over_ranks(both, tmp_path):
+    torch.multiprocessing.spawn(ranks_agree, (2, str(tmp_path)), nprocs=2)
 
 
 @pytest.mark.parametrize("name", NAMES)
