@@ -1,5 +1,6 @@
 """NT-Xent on a GPU: parity, time, rate and peak memory beside PyTorch's ways to do it. Then
-augmentation (gpu_augment.py) and masked patches (gpu_patch.py).
+the contrastive family (gpu_contrast.py), augmentation (gpu_augment.py) and masked patches
+(gpu_patch.py).
 
 `python -m benchmarks.gpu_check --seconds 120` is what `make gpu-check` ends with. A time is
 reported only after parity was asserted in the same run. Results are written after every measure,
@@ -21,7 +22,7 @@ import torch
 import torch._dynamo
 
 import fastssl
-from benchmarks import gpu_augment, gpu_patch
+from benchmarks import gpu_augment, gpu_contrast, gpu_patch
 from benchmarks.gpu_measure import contained, milliseconds, replayed
 from benchmarks.nt_xent_chunked import Chunked
 from fastssl.ops.nt_xent import reference
@@ -35,8 +36,9 @@ AIMS = {(65536, 128, "bfloat16"): 6.6}
 ALLOWED = {"bfloat16": 1e-2, "float32": 2e-5}
 #: Parity with float64 is asserted at up to this many rows (1 GB for its matrix, and some copies).
 EXACT_ROWS = 8192
-#: The parts of the time that are over when NT-Xent ends, and when augmentation ends, at most.
-NT_XENT_TIME, AUGMENT_TIME = 0.45, 0.7
+#: The parts of the time that are over when NT-Xent, the contrastive family and augmentation end, at
+#: most.
+NT_XENT_TIME, CONTRAST_TIME, AUGMENT_TIME = 0.35, 0.6, 0.8
 ORDER = [
     (65536, 128, "bfloat16"),
     (8192, 128, "bfloat16"),
@@ -202,17 +204,22 @@ def main() -> int:
             if ours_failed:
                 break
         del z0, z1
-    for family, part in ((gpu_augment, AUGMENT_TIME), (gpu_patch, 1.0)):
+    parts = ((gpu_contrast, CONTRAST_TIME), (gpu_augment, AUGMENT_TIME), (gpu_patch, 1.0))
+    for family, part in parts:
         deadline = began + part * arguments.seconds
         failed |= family.run(report, lambda: write(path, report), deadline, milliseconds)
     done = {(r["rows"], r["depth"], r["dtype"]) for r in report["results"]}
     augmented = {(r["case"], r["batch"]) for r in report["augment"]}
     masked = {(r["case"], r["batch"], r["dtype"]) for r in report["patch"]}
-    families = ((done, ORDER), (augmented, gpu_augment.ORDER), (masked, gpu_patch.ORDER))
+    contrasted = {(r["case"], r["rows"], r["depth"], r["dtype"]) for r in report["contrast"]}
+    families = (
+        (done, ORDER), (contrasted, gpu_contrast.ORDER), (augmented, gpu_augment.ORDER),
+        (masked, gpu_patch.ORDER),
+    )  # fmt: skip
     report["complete"] = all(len(found) == len(order) for found, order in families)
     report["seconds"] = round(time.monotonic() - began, 1)
     write(path, report)
-    count = sum(len(report[name]) for name in ("results", "augment", "patch"))
+    count = sum(len(report[name]) for name in ("results", "contrast", "augment", "patch"))
     print(f"{count} results in {path}")
     return 1 if failed else 0
 
