@@ -1,5 +1,6 @@
-// How the threads of one parallel region share work: stages of independent tasks, and a
-// deterministic walk over all unordered pairs of blocks, for symmetric matrices.
+// How the threads of one parallel region share work: stages of independent tasks, and deterministic
+// walks over all unordered pairs of blocks, for symmetric matrices, and over all pairs of a row
+// block and a column block.
 //
 // A region costs tens of microseconds to enter, so that a pass has one. Threads only ever wait for
 // tasks that another thread has begun: any number of them gets through, one included.
@@ -111,6 +112,63 @@ class Tournament {
   const int64_t blocks_;
   const int64_t players_;
   std::unique_ptr<std::atomic<int64_t>[]> finished_;
+  std::atomic<int64_t> next_{0};
+};
+
+// All pairs of a row block and a column block, each block's in a fixed order and one at a time. In
+// round r the n-th block of the side that has fewer meets block n + r of the other, modulo their
+// number.
+class Grid {
+ public:
+  Grid(int64_t rows, int64_t columns)
+      : rows_are_fewer_(rows <= columns),
+        few_(rows_are_fewer_ ? rows : columns),
+        many_(rows_are_fewer_ ? columns : rows),
+        finished_(new std::atomic<int64_t>[static_cast<size_t>(few_ + many_)]) {
+    for (int64_t i = 0; i < few_ + many_; ++i) finished_[i].store(0, std::memory_order_relaxed);
+  }
+
+  // Call from every thread; returns when no pair is left to start.
+  template <class F>
+  void play(const F& pair) {
+    for (;;) {
+      const int64_t ticket = next_.fetch_add(1, std::memory_order_relaxed);
+      if (ticket >= few_ * many_) return;
+      const int64_t round = ticket / few_, a = ticket % few_, b = (a + round) % many_;
+      // b was last met by a + 1 a round ago, or by 0 when the others had passed it.
+      const int64_t ago = a + 1 < few_ ? 1 : many_ - a;
+      wait(a, round);
+      wait(few_ + b, round >= ago ? round - ago + 1 : 0);
+      if (rows_are_fewer_) {
+        pair(a, b);
+      } else {
+        pair(b, a);
+      }
+      finished_[a].store(round + 1, std::memory_order_release);
+      finished_[few_ + b].store(round + 1, std::memory_order_release);
+    }
+  }
+
+  // Return when a block has met all of the other side.
+  void finish_row(int64_t block) const { finish(block, rows_are_fewer_); }
+  void finish_column(int64_t block) const { finish(block, !rows_are_fewer_); }
+
+ private:
+  void finish(int64_t block, bool of_few) const {
+    if (of_few) {
+      wait(block, many_);
+    } else {
+      wait(few_ + block, block + 1 < few_ ? many_ : block + 1);
+    }
+  }
+
+  void wait(int64_t place, int64_t rounds) const {
+    wait_until([&] { return finished_[place].load(std::memory_order_acquire) == rounds; });
+  }
+
+  const bool rows_are_fewer_;
+  const int64_t few_, many_;
+  std::unique_ptr<std::atomic<int64_t>[]> finished_;  // of the few, then of the many
   std::atomic<int64_t> next_{0};
 };
 

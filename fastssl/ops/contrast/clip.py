@@ -1,7 +1,6 @@
 """The losses of CLIP and SigLIP: images against texts."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.ops.contrast.checks import (
@@ -15,7 +14,7 @@ from fastssl.ops.contrast.checks import (
 )
 from fastssl.ops.contrast.core import statistics
 from fastssl.ops.contrast.metrics import metrics
-from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SIGMOID, SOFTMAX
+from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SIGMOID, SOFTMAX, softplus
 
 
 def clip_loss(
@@ -74,7 +73,7 @@ def clip_loss(
         names=("image_features", "text_features"),
     )
     sides = [found.rows, found.columns]
-    losses = sum(F.softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / 2
+    losses = sum(softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / 2
     if logit_bias is not None:
         # So that a bias that is learned has a gradient, and what is not a number shows.
         losses = losses + 0 * checked_scalar("logit_bias", logit_bias, device)
@@ -135,5 +134,5 @@ def siglip_loss(
         impl=impl,
         names=("image_features", "text_features"),
     )
-    losses = found.rows[NEGATIVES] + F.softplus(-found.rows[POSITIVE])
+    losses = found.rows[NEGATIVES] + softplus(-found.rows[POSITIVE])
     return reduced(losses, reduction, found.row_share, out_dtype(image_features))

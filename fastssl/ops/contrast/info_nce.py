@@ -1,7 +1,6 @@
 """InfoNCE: queries against their keys and the keys of others, of a queue, or of their own."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl._checks import checked_bool, checked_floating
@@ -28,6 +27,7 @@ from fastssl.ops.contrast.pairs import (
     ROWS,
     SOFTMAX,
     inside,
+    softplus,
 )
 from fastssl.ops.contrast.reference import side
 from fastssl.ops.contrast.views import margins_window
@@ -120,7 +120,7 @@ def info_nce(
         )  # fmt: skip
         sides = [found.rows, found.columns] if symmetric else [found.rows]
         share = found.row_share
-    losses = sum(F.softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / len(sides)
+    losses = sum(softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / len(sides)
     loss = reduced(losses, reduction, share, out_dtype(query))
     return (loss, metrics(sides, scale, SOFTMAX)) if return_metrics else loss
 

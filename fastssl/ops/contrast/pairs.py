@@ -94,3 +94,8 @@ def inside(s: Tensor, window: Tensor | None) -> Tensor:
         return torch.ones_like(s, dtype=torch.bool)
     low, high = window.to(s.dtype)[:, :, None]
     return (s >= low) & (s <= high)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), exact for large x too, where torch's own drops the exponential."""
+    return torch.logaddexp(x, x.new_zeros(()))

@@ -1,6 +1,5 @@
 """InfoNCE against the rows of a memory bank, which are taken as they are."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.ops.contrast.checks import (
@@ -14,7 +13,7 @@ from fastssl.ops.contrast.checks import (
 )
 from fastssl.ops.contrast.info_nce import _given
 from fastssl.ops.contrast.metrics import metrics
-from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SOFTMAX
+from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SOFTMAX, softplus
 from fastssl.ops.contrast.views import margins_window
 
 
@@ -42,7 +41,5 @@ def against_rows(
     common = {"scale": scale, "metrics": return_metrics, "impl": impl, "row_window": window}
     # A pair of flags: that of the queries and keys, and that of the negatives.
     found, share = _given(query, key, rows, common, (True, False) if normalize else False, None)
-    loss = reduced(
-        F.softplus(found[NEGATIVES] - found[POSITIVE]), reduction, share, out_dtype(query)
-    )
+    loss = reduced(softplus(found[NEGATIVES] - found[POSITIVE]), reduction, share, out_dtype(query))
     return (loss, metrics([found], scale, SOFTMAX)) if return_metrics else loss

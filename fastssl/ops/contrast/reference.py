@@ -3,10 +3,9 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.ops.contrast.pairs import LABELLED, PAIRED, SIGMOID, Pairs, masks
+from fastssl.ops.contrast.pairs import LABELLED, PAIRED, SIGMOID, Pairs, masks, softplus
 from fastssl.ops.nt_xent.reference import compute_dtype, normalize_rows
 
 
@@ -20,10 +19,10 @@ def lse(s: Tensor, mask: Tensor) -> Tensor:
 def side(kind, s: Tensor, negative: Tensor, positive: Tensor, scale=None, threshold=None) -> Tensor:
     """[4, R], or [10, R] where `scale` asks for metrics: statistics of the rows of logits `s`."""
     total = s.masked_fill(~positive, 0).sum(1)
-    n = F.softplus(s).masked_fill(~negative, 0).sum(1) if kind == SIGMOID else lse(s, negative)
+    n = softplus(s).masked_fill(~negative, 0).sum(1) if kind == SIGMOID else lse(s, negative)
     if kind == PAIRED:
         x = (n[:, None] - s).masked_fill(~positive, -math.inf)  # log-odds of anything else
-        found = [n, F.softplus(x).sum(1), x.detach().sigmoid().sum(1)]
+        found = [n, softplus(x).sum(1), x.detach().sigmoid().sum(1)]
     else:
         found = [n, total, lse(s, positive) if kind == LABELLED else torch.zeros_like(n)]
     found.append(positive.sum(1))
@@ -31,7 +30,7 @@ def side(kind, s: Tensor, negative: Tensor, positive: Tensor, scale=None, thresh
         with torch.no_grad():
             best = s.masked_fill(~positive, -math.inf).amax(1)
             above = s > (best if threshold is None else threshold.to(s.dtype))[:, None]
-            share = s.masked_fill(~(negative | positive), -1e30).softmax(1)
+            share = s.masked_fill(~(negative | positive), -1e30).softmax(1) * (negative | positive)
             close = (4 * (s / scale - 1)).exp().masked_fill(~negative, 0)
             found += [(above & negative).sum(1), (share * s).sum(1)]
             found += [s.masked_fill(~negative, 0).sum(1), negative.sum(1), close.sum(1), best]

@@ -1,7 +1,6 @@
 """Losses between two views whose candidates are the rows of both: NT-Xent's general form, DCL, DCLW."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.ops.contrast.checks import (
@@ -17,7 +16,7 @@ from fastssl.ops.contrast.checks import (
 )
 from fastssl.ops.contrast.core import Statistics, statistics
 from fastssl.ops.contrast.metrics import metrics
-from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SOFTMAX
+from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SOFTMAX, softplus
 from fastssl.ops.nt_xent.reference import normalize_rows
 
 
@@ -72,7 +71,7 @@ def nt_xent(
         window=margins_window(z0, z1, scale, normalize, fewest, hardest), metrics=return_metrics,
         process_group=process_group, strategy=strategy, impl=impl,
     )  # fmt: skip
-    losses = F.softplus(found.rows[NEGATIVES] - found.rows[POSITIVE])
+    losses = softplus(found.rows[NEGATIVES] - found.rows[POSITIVE])
     loss = reduced(losses, reduction, found.row_share, out_dtype(z0))
     return (loss, metrics([found.rows], scale, SOFTMAX)) if return_metrics else loss
 

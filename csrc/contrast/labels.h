@@ -1,0 +1,178 @@
+// Forward pass where labels tell the positives.
+#pragma once
+
+#include "contrast/forward.h"
+#include "contrast/softplus.h"
+
+namespace fastssl {
+namespace contrast {
+namespace {
+
+// What a strip's positives add up to, for its rows (lanes in memory) and its columns.
+template <typename T, int count>
+struct Sums {
+  T* rows[count];  // [block] vectors each
+  Vec<T> columns[count][kNv];
+
+  Sums(T*& scratch, int64_t block) {
+    for (int s = 0; s < count; ++s) {
+      rows[s] = scratch;
+      scratch += block * kLanes<T>;
+      clear_rows(rows[s], block * kLanes<T>);
+    }
+  }
+
+  void start_strip() {
+    for (int s = 0; s < count; ++s) {
+      for (int c = 0; c < kNv; ++c) columns[s][c] = Vec<T>{};
+    }
+  }
+
+  // `x` of vector `c` in row `i`, for the row and for the column.
+  void add(int s, int64_t i, int c, Vec<T> of_row, Vec<T> of_column) {
+    T* to = rows[s] + i * kLanes<T>;
+    store<T>(to, load<T>(to) + of_row);
+    columns[s][c] += of_column;
+  }
+};
+
+// Negatives' and positives' sums of 2^(t - bound), positives' total of t, and their count.
+template <typename T>
+void forward_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch) {
+  const Side<T>&x = *pass.x, &y = *pass.y;
+  Sums<T, 4> sums(scratch, x.block);
+  T* strip = scratch;
+  for (int64_t j = 0; j < m.columns; j += kNr<T>) {
+    const int64_t rows = candidates<true>(pass, m, j, strip, kNr<T>);
+    Mask<T> labels[kNv];
+    load_labels<T>(labels, y.labels + m.first_y + j);
+    sums.start_strip();
+    for (int64_t i = 0; i < rows; i += kGroupRows) {
+      Group<T> t, e;
+      load_group(t, strip + i * kNr<T>, kNr<T>);
+      for (int n = 0; n < kGroupRows * kNv; ++n) e[n] = t[n];
+      exp2_in_range<T>(e);
+      for (int n = 0; n < kGroupRows * kNv; ++n) {
+        const int64_t row = i + n / kNv;
+        const int c = n % kNv;
+        const Mask<T> positive =
+            (labels[c] == x.labels[m.first_x + row]) & (t[n] > kHardly<true, T>);
+        const Vec<T> of_positive = chosen<T>(positive, e[n]), of_negative = e[n] - of_positive;
+        const Vec<T> total = chosen<T>(positive, t[n] + pass.bound);
+        const Vec<T> one = chosen<T>(positive, broadcast<T>(1));
+        sums.add(0, row, c, of_negative, of_negative);
+        sums.add(1, row, c, of_positive, of_positive);
+        sums.add(2, row, c, total, total);
+        sums.add(3, row, c, one, one);
+      }
+    }
+    if (columns_too(pass)) {
+      double* to[] = {y.sum, y.positive_sum, y.positive_total, y.count};
+      for (int s = 0; s < 4; ++s) add_columns<T>(sums.columns[s], to[s] + m.first_y + j);
+    }
+  }
+  double* to[] = {x.sum, x.positive_sum, x.positive_total, x.count};
+  for (int s = 0; s < 4; ++s) add_rows(sums.rows[s], x.block, to[s] + m.first_x);
+}
+
+// The same for any range of logits.
+template <typename T>
+void forward_labels_streaming(const Pass<T>& pass, const Meeting<T>& m, T* scratch) {
+  const Side<T>&x = *pass.x, &y = *pass.y;
+  const int64_t size = x.block * kLanes<T>;
+  Streams<T> negative{scratch, scratch + size, {}, {}};
+  Streams<T> positive{scratch + 2 * size, scratch + 3 * size, {}, {}};
+  negative.clear(x.block);
+  positive.clear(x.block);
+  scratch += 4 * size;
+  Sums<T, 2> sums(scratch, x.block);
+  T* strip = scratch;
+  const Vec<T> never = broadcast<T>(kNever<false, T>);
+  for (int64_t j = 0; j < m.columns; j += kNr<T>) {
+    const int64_t rows = candidates<false>(pass, m, j, strip, kNr<T>);
+    Mask<T> labels[kNv];
+    load_labels<T>(labels, y.labels + m.first_y + j);
+    const auto equal = [&](int64_t i, int c) { return labels[c] == x.labels[m.first_x + i]; };
+    negative.strip(strip, rows,
+                   [&](Vec<T> t, int64_t i, int c) { return equal(i, c) ? never : t; });
+    positive.strip(strip, rows,
+                   [&](Vec<T> t, int64_t i, int c) { return equal(i, c) ? t : never; });
+    sums.start_strip();
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int c = 0; c < kNv; ++c) {
+        const Vec<T> t = load<T>(strip + i * kNr<T> + c * kLanes<T>);
+        const Mask<T> is = equal(i, c) & (t > kHardly<false, T>);
+        const Vec<T> total = chosen<T>(is, t), one = chosen<T>(is, broadcast<T>(1));
+        sums.add(0, i, c, total, total);
+        sums.add(1, i, c, one, one);
+      }
+    }
+    if (columns_too(pass)) {
+      const int64_t at = m.first_y + j;
+      negative.add_columns(y.peak + at, y.sum + at);
+      positive.add_columns(y.positive_peak + at, y.positive_sum + at);
+      add_columns<T>(sums.columns[0], y.positive_total + at);
+      add_columns<T>(sums.columns[1], y.count + at);
+    }
+  }
+  negative.add_rows(x.block, x.peak + m.first_x, x.sum + m.first_x);
+  positive.add_rows(x.block, x.positive_peak + m.first_x, x.positive_sum + m.first_x);
+  add_rows(sums.rows[0], x.block, x.positive_total + m.first_x);
+  add_rows(sums.rows[1], x.block, x.count + m.first_x);
+}
+
+// Whether a strip has two rows of one label. Where labels are many, most strips have none, and
+// their products need not be taken.
+template <typename T>
+inline bool has_positives(const Pass<T>& pass, const Meeting<T>& m, const Mask<T> (&labels)[kNv]) {
+  Mask<T> any = {};
+  for (int64_t i = 0; i < m.rows; ++i) {
+    for (int c = 0; c < kNv; ++c) any |= labels[c] == pass.x->labels[m.first_x + i];
+  }
+  for (int l = 0; l < kLanes<T>; ++l) {
+    if (any[l] != 0) return true;
+  }
+  return false;
+}
+
+// kPaired: with every anchor's lse over negatives known, the losses ln(1 + 2^(lse - t)) of its
+// positive pairs, their sigmoids, their count.
+template <typename T>
+void pairs(const Pass<T>& pass, int64_t block_x, int64_t block_y, T* scratch) {
+  const Meeting<T> m(pass, block_x, block_y);
+  const Side<T>&x = *pass.x, &y = *pass.y;
+  Sums<T, 3> sums(scratch, x.block);
+  T* strip = scratch;
+  for (int64_t j = 0; j < m.columns; j += kNr<T>) {
+    Mask<T> labels[kNv];
+    load_labels<T>(labels, y.labels + m.first_y + j);
+    if (!has_positives(pass, m, labels)) continue;
+    const int64_t rows = exponents<false>(pass, m, j, strip, kNr<T>);
+    sums.start_strip();
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int c = 0; c < kNv; ++c) {
+        const Vec<T> t = load<T>(strip + i * kNr<T> + c * kLanes<T>);
+        const Mask<T> is = (labels[c] == x.labels[m.first_x + i]) & (t > kHardly<false, T>);
+        const Vec<T> of_column =
+            columns_too(pass) ? load<T>(y.lse + m.first_y + j + c * kLanes<T>) : Vec<T>{};
+        const Vec<T> odds[2] = {broadcast<T>(x.lse[m.first_x + i]) - t, of_column - t};
+        Vec<T> loss[2], share[2];
+        softplus_and_sigmoid<T>(odds, loss, share);
+        sums.add(0, i, c, chosen<T>(is, loss[0]), chosen<T>(is, loss[1]));
+        sums.add(1, i, c, chosen<T>(is, share[0]), chosen<T>(is, share[1]));
+        const Vec<T> one = chosen<T>(is, broadcast<T>(1));
+        sums.add(2, i, c, one, one);
+      }
+    }
+    if (columns_too(pass)) {
+      double* to[] = {y.positive_total, y.positive_sum, y.count};
+      for (int s = 0; s < 3; ++s) add_columns<T>(sums.columns[s], to[s] + m.first_y + j);
+    }
+  }
+  double* to[] = {x.positive_total, x.positive_sum, x.count};
+  for (int s = 0; s < 3; ++s) add_rows(sums.rows[s], x.block, to[s] + m.first_x);
+}
+
+}  // namespace
+}  // namespace contrast
+}  // namespace fastssl
