@@ -96,7 +96,7 @@ def cached_step(
         raise TypeError(f"backward: got {type(backward).__name__}, must be callable")
     if not torch.is_grad_enabled():
         raise RuntimeError("cached_step: needs gradients, which are switched off here (no_grad)")
-    # Weights cast without a graph, or before they were changed, would be used in the second pass.
+    # Or weights that were changed inside autocast would be used as they were before.
     torch.clear_autocast_cache()
     with _fixed_batch_norm(encoders) if batch_norm == "fixed" else ExitStack():
         chunks = _chunks(inputs, encoders, chunk_size)
@@ -170,6 +170,7 @@ def _cached(chunks: list[_Chunk], inputs: list[_View], loss: Callable, backward:
                 embeddings[chunk.number] = z.new_empty((chunk.view.rows(), *z.shape[1:]))
             embeddings[chunk.number][chunk.rows] = z
     after = buffers.save()
+    # Whether weights that were cast without a graph are cast again depends on torch's version.
     torch.clear_autocast_cache()
     for z in embeddings:
         z.requires_grad_()

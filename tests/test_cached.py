@@ -173,6 +173,21 @@ def test_autocast_is_that_of_one_pass():
         assert (a - true).abs().max() <= 2 * (b - true).abs().max() + floor
 
 
+def test_weights_that_change_inside_autocast_are_seen():
+    encoder, seen = convolutions(), []
+
+    def loss(z0, z1):
+        seen.append(z0.detach().clone())
+        return nt_xent(z0, z1)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        cached_step(encoder, views(), loss, chunk_size=8)
+        with torch.no_grad():
+            encoder[-1].weight.mul_(2), encoder[-1].bias.mul_(2)
+        cached_step(encoder, views(), loss, chunk_size=8)
+    assert torch.equal(seen[1], 2 * seen[0])
+
+
 class Text(nn.Module):
     def __init__(self):
         super().__init__()
