@@ -22,7 +22,7 @@ from fastssl.ops.contrast.checks import (
     checked_strategy,
     promoted,
 )
-from fastssl.ops.contrast.queue import against_rows
+from fastssl.ops.contrast.negatives import against_rows
 from fastssl.ops.nt_xent import checked_temperature, nt_xent
 from fastssl.ops.nt_xent.reference import normalize_rows
 

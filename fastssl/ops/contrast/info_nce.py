@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from fastssl._checks import checked_bool, checked_floating
+from fastssl._checks import checked_bool
 from fastssl.ops.contrast.checks import (
     checked_labels,
     checked_margin,
     checked_pair,
     checked_reduction,
-    checked_rows,
     checked_strategy,
     inverse_temperature,
     out_dtype,
@@ -18,20 +17,9 @@ from fastssl.ops.contrast.checks import (
 )
 from fastssl.ops.contrast.core import statistics
 from fastssl.ops.contrast.metrics import metrics
-from fastssl.ops.contrast.pairs import (
-    BEST,
-    COUNT,
-    MEAN,
-    NEGATIVES,
-    POSITIVE,
-    ROWS,
-    SOFTMAX,
-    inside,
-    softplus,
-)
-from fastssl.ops.contrast.reference import side
+from fastssl.ops.contrast.negatives import against
+from fastssl.ops.contrast.pairs import NEGATIVES, POSITIVE, SOFTMAX, softplus
 from fastssl.ops.contrast.views import margins_window
-from fastssl.ops.nt_xent.reference import normalize_rows
 
 
 def info_nce(
@@ -104,74 +92,23 @@ def info_nce(
     if labels is not None:
         labels = checked_labels("labels", labels, len(query), query.device)
     window = margins_window(query, key, scale, normalize, fewest, hardest)
-    common = {"scale": scale, "metrics": return_metrics, "impl": impl, "row_window": window}
     if negatives is not None:
         if symmetric or labels is not None:
             name = "symmetric" if symmetric else "labels"
             raise ValueError(f"{name}: is for in-batch negatives, and negatives are given")
-        rows, share = _given(query, key, negatives, common, normalize, process_group)
-        sides = [rows]
-    else:
-        found = statistics(
-            query, key, normalize=normalize, columns=symmetric, row_labels=labels,
-            column_labels=labels, column_window=window if symmetric else None,
-            partner=torch.arange(len(query), device=query.device), process_group=process_group,
-            strategy=strategy, names=("query", "key"), **common,
+        loss, found = against(
+            query, key, negatives, scale, window, normalize, normalize, reduction, return_metrics,
+            process_group, impl,
         )  # fmt: skip
-        sides = [found.rows, found.columns] if symmetric else [found.rows]
-        share = found.row_share
+        return (loss, found) if return_metrics else loss
+    found = statistics(
+        query, key, scale=scale, normalize=normalize, columns=symmetric, metrics=return_metrics,
+        row_labels=labels, column_labels=labels, row_window=window,
+        column_window=window if symmetric else None,
+        partner=torch.arange(len(query), device=query.device), process_group=process_group,
+        strategy=strategy, impl=impl, names=("query", "key"),
+    )  # fmt: skip
+    sides = [found.rows, found.columns] if symmetric else [found.rows]
     losses = sum(softplus(side[NEGATIVES] - side[POSITIVE]) for side in sides) / len(sides)
-    loss = reduced(losses, reduction, share, out_dtype(query))
+    loss = reduced(losses, reduction, found.row_share, out_dtype(query))
     return (loss, metrics(sides, scale, SOFTMAX)) if return_metrics else loss
-
-
-def _given(query, key, negatives, common, normalize, group):
-    """Statistics of queries whose positive and negatives come separately, and the share of a mean."""
-    if not isinstance(negatives, Tensor):
-        raise TypeError(f"negatives: got {type(negatives).__name__}, must be a tensor")
-    share = len(query)
-    if group is not None:
-        from fastssl.ops.contrast import distributed
-
-        share = distributed.mean_rows(len(query), query.device, group)
-    scale, x, y = common["scale"], *(normalize_rows(z) if normalize else z for z in (query, key))
-    positive = (x.double() * y.double()).sum(1) * scale
-    if negatives.dim() == 3:
-        rows = _own(x, negatives, positive.detach(), normalize, common)
-    else:
-        checked_rows("negatives", negatives, query, "query")
-        found = statistics(
-            query, negatives, normalize=normalize, threshold=positive.detach(), **common
-        )
-        rows = found.rows
-    return _with_positive(rows, positive), share
-
-
-def _own(x, negatives, threshold, normalize, common) -> Tensor:
-    """Statistics of queries against negatives of their own, [N, K, D]: read once, nothing to fuse."""
-    checked_floating("negatives", negatives, 3, "[K, D] or [N, K, D]")
-    n, _, d = negatives.shape
-    if n != len(x) or d != x.shape[1]:
-        raise ValueError(
-            f"negatives: got shape {tuple(negatives.shape)}, must be [K, {x.shape[1]}] or "
-            f"[{len(x)}, K, {x.shape[1]}]"
-        )
-    own = negatives.to(x.dtype)
-    s = torch.einsum("nd,nkd->nk", x, own)
-    if normalize:
-        s = s / torch.linalg.vector_norm(own, dim=2).clamp(min=1e-12)
-    s = s * common["scale"]
-    negative = inside(s.detach(), common["row_window"])
-    asked = common["scale"] if common["metrics"] else None
-    return side(SOFTMAX, s, negative, torch.zeros_like(negative), asked, threshold)
-
-
-def _with_positive(rows: Tensor, positive: Tensor) -> Tensor:
-    """The statistics of rows that have one positive more."""
-    rows = list(rows)
-    rows[POSITIVE], rows[COUNT] = positive, torch.ones_like(positive)
-    if len(rows) > ROWS:
-        miss = torch.sigmoid(rows[NEGATIVES] - positive)
-        rows[MEAN] = torch.where(miss > 0, miss * rows[MEAN], 0) + (1 - miss) * positive
-        rows[BEST] = positive
-    return torch.stack(rows)

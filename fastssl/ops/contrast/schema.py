@@ -42,6 +42,12 @@ LIBRARY.define(
     f"contrast_backward({_PAIRS}, Tensor rows, Tensor rows_grad, Tensor columns_, "
     "Tensor columns_grad, bool want_x, bool want_y) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+#: Log-sum-exp, float64 [R], of the rows of scale * z yT, z [R, D] in the compute type; and where
+#: `want_mean` the mean of y under their softmax, [R, D], with which the gradient is known: [0] else.
+LIBRARY.define(
+    "contrast_queue(Tensor z, Tensor y, Tensor? scale, float factor, bool normalize, "
+    "bool want_mean) -> (Tensor, Tensor)"
+)
 
 
 def _forward(*pairs):
@@ -97,6 +103,14 @@ def _backward(*arguments):
     return *grads, (g * cosines).sum(), g.sum()
 
 
+def queue(z, y, scale, factor, normalize, want_mean):
+    """contrast_queue in plain PyTorch."""
+    y = normalize_rows(y) if normalize else y.to(z.dtype)
+    s = z @ y.T * (factor if scale is None else scale.to(z.dtype))
+    mean = s.softmax(1) @ y if want_mean else z.new_empty(0)
+    return s.logsumexp(1).double(), mean
+
+
 def _count(p: Pairs) -> int:
     return ROWS_WITH_METRICS if p.metrics else ROWS
 
@@ -120,6 +134,12 @@ def _backward_fake(*arguments):
     )
 
 
+def _queue_fake(z, y, scale, factor, normalize, want_mean):
+    return z.new_empty(len(z), dtype=torch.float64), z.new_empty(z.shape if want_mean else 0)
+
+
+LIBRARY.impl("contrast_queue", queue, "CompositeExplicitAutograd")
+torch.library.register_fake("fastssl::contrast_queue", _queue_fake, lib=LIBRARY)
 LIBRARY.impl("contrast_forward", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("fastssl::contrast_forward", _forward_fake, lib=LIBRARY)
