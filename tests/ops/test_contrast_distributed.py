@@ -11,6 +11,19 @@ import pytest
 import torch
 from contrast_distributed_cases import GROUPS, KINDS, LOSSES, STRATEGIES, WITH_METRICS, batch, leaf
 
+from fastssl.ops.contrast import merge, reference
+from fastssl.ops.contrast.pairs import (
+    COUNT,
+    LABELLED,
+    NEGATIVES,
+    PAIRED,
+    POSITIVE,
+    POSITIVES,
+    SIGMOID,
+    SOFTMAX,
+    Pairs,
+)
+
 SCRIPT = Path(__file__).with_name("contrast_distributed_rank.py")
 #: Of values and gradients, against their greatest.
 ALLOWED = {"f64": 1e-10, "f32": 1e-5, "bf16": 2e-2}
@@ -46,6 +59,64 @@ def found(tmp_path_factory):
         assert process.returncode == (0, 0, -9, 1)[rank], log
         results.append(torch.load(folder / f"rank{rank}.pt"))
     return results
+
+
+def pairs_of(kind: int, scale: float, labels, **options) -> Pairs:
+    generator = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (6, 9))
+    empty = dict.fromkeys(Pairs._fields)
+    if kind in (LABELLED, PAIRED):
+        options |= {"row_labels": labels[:6], "column_labels": labels}
+    else:
+        options["partner"] = torch.tensor([4, 0, -1, 7, 8, 1])
+    return Pairs(
+        **empty
+        | {"x": x, "y": y, "factor": scale, "kind": kind, "normalize_x": True, "normalize_y": True}
+        | {"columns": False, "metrics": False}
+        | options
+    )
+
+
+def block_of(p: Pairs, start: int, stop: int) -> Pairs:
+    partner = p.partner
+    if partner is not None:
+        here = (partner >= start) & (partner < stop)
+        partner = torch.where(here, partner - start, -1)
+    labels = None if p.column_labels is None else p.column_labels[start:stop]
+    return p._replace(y=p.y[start:stop], partner=partner, column_labels=labels)
+
+
+BLOCKS = [(0, 2), (2, 3), (3, 9)]
+
+
+@pytest.mark.parametrize("scale", [0.5, -20.0, 300.0])
+@pytest.mark.parametrize("kind", [SOFTMAX, SIGMOID, LABELLED])
+def test_blocks_merge_to_the_whole(kind, scale):
+    metrics = kind != SIGMOID
+    threshold = torch.linspace(-1, 1, 6, dtype=torch.float64) * scale if metrics else None
+    labels = torch.tensor([0, 1, 2, 0, 1, 5, 0, 1, 0])
+    p = pairs_of(kind, scale, labels, metrics=metrics, threshold=threshold)
+    found = None
+    for block in BLOCKS:
+        found = merge.merged(kind, found, reference.statistics(block_of(p, *block))[0])
+    assert_close(found, reference.statistics(p)[0], 1e-12, (kind, scale))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0, 1, 5, 0, 1, 0], [0] * 9, list(range(9))])
+@pytest.mark.parametrize("scale", [0.5, -20.0, 300.0])
+def test_blocks_of_pairs_that_meet_all_negatives_merge_to_the_whole(scale, labels):
+    p = pairs_of(PAIRED, scale, torch.tensor(labels))
+    blocks = [block_of(p, *block) for block in BLOCKS]
+    here = [reference.statistics(block)[0][NEGATIVES] for block in blocks]
+    everywhere = torch.stack(here).logsumexp(0)
+    found = [
+        reference.statistics(merge.with_the_rest(block, everywhere, negatives))[0]
+        for block, negatives in zip(blocks, here, strict=True)
+    ]
+    truth = reference.statistics(p)[0]
+    assert_close(everywhere, truth[NEGATIVES], 1e-12, scale)
+    for row in (POSITIVE, POSITIVES, COUNT):
+        assert_close(sum(one[row] for one in found), truth[row], 1e-12, (scale, row))
 
 
 def of_group(found, group: str, case) -> list:
