@@ -1,7 +1,8 @@
-"""What NT-Xent's Triton kernels need on GPUs that are not here: the tables of docs/nt_xent_gpu.md.
+"""What Triton's matrix kernels need on GPUs that are not here: tables of docs/nt_xent_gpu.md and,
+for the contrastive family, of docs/contrast_gpu.md.
 
 `python -m benchmarks.nt_xent_resources` compiles ahead of time and prints; `--update` writes the
-tables into the page, where those of other Triton versions stay; `--check` fails if they differ.
+tables into the pages, where those of other Triton versions stay; `--check` fails if they differ.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "nt_xent_gpu.md"
+PAGES = {name: ROOT / "docs" / f"{name}_gpu.md" for name in ("nt_xent", "contrast")}
 DEPTHS = (64, 128, 256, 768)
 #: H200: dense bfloat16 products, device memory, exponentials (16 per clock and processor).
 PRODUCTS, MEMORY, EXPONENTIALS = 790e12, 4.3e12, 16 * 132 * 1.75e9
@@ -41,11 +42,46 @@ def resource_table() -> list[str]:
                     # The last product has no exponential: both forms are one kernel.
                     both = (True,) if name == "product" else (True, False)
                     found = [resources(compile_for(name, arch, dtype, depth, b)) for b in both]
-                    cells.append(f"{tile.rows} x {tile.columns}, {tile.warps} w, {tile.stages} st")
-                    needs = [f"{r.registers} / {r.stack}" for r in found]
-                    cells += needs if len(needs) == 2 else needs + ["same"]
-                    cells.append(f"{max(r.shared for r in found) / 1024:.0f}")
+                    cells += _needs([tile], found)
                 lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _needs(tiles, found) -> list[str]:
+    """One chip's cells: tiles; registers and spills of both forms, or of the only one; KiB."""
+    shown = [f"{t.rows} x {t.columns}, {t.warps} w, {t.stages} st" for t in tiles]
+    needs = [f"{r.registers} / {r.stack}" for r in found]
+    shared = max(r.shared for r in found) / 1024
+    needs = needs if len(needs) == 2 else [*needs, "same"]
+    return ["; ".join(dict.fromkeys(shown)), *needs, f"{shared:.0f}"]
+
+
+def family_table() -> list[str]:
+    """The same for the policies of the contrastive family: all at D = 128, two elsewhere."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ops")]
+    import torch
+    from aot import resources
+    from contrast_aot import POLICIES, compile_for, forms, kernels_for, tile_for
+
+    lines = [
+        "| policy | inputs | D | kernel | sm_90 tile | bounded | safe | KiB | sm_80 tile | bounded "
+        "| safe | KiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = [(policy, torch.bfloat16, 128) for policy in POLICIES]
+    for policy in ("info_nce, both ways", "sup_con"):
+        rows += [(policy, torch.bfloat16, depth) for depth in (64, 256, 768)]
+        rows.append((policy, torch.float32, 128))
+    for policy, dtype, depth in rows:
+        names = [kernels_for(policy, arch, dtype, depth) for arch in (90, 80)]
+        for name in dict.fromkeys(sum(names, [])):
+            cells = [policy, str(dtype).removeprefix("torch."), str(depth), name]
+            for arch in (90, 80):
+                each = [(policy, name, arch, dtype, depth, b) for b in forms(policy, name)]
+                cells += _needs(
+                    [tile_for(*c) for c in each], [resources(compile_for(*c)) for c in each]
+                )
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -53,14 +89,32 @@ def _microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:,.0f}" if seconds >= 1e-5 else f"{seconds * 1e6:.1f}"
 
 
-def floor_table() -> list[str]:
-    """FLOP, exponentials and bytes of each pass at D = 128 in bfloat16, and the time they take."""
+def _floor_lines(first: str, rows) -> list[str]:
+    """FLOP, exponentials and bytes of passes, and the time they take; `both` adds up the others."""
     lines = [
-        "| 2N | pass | GFLOP | us | G exponentials | us | MB | us | all at once, us "
+        f"| {first} | pass | GFLOP | us | G exponentials | us | MB | us | all at once, us "
         "| one after the other, us |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    depth, size = 128, 2
+    for key, passes in rows:
+        passes["both"] = tuple(map(sum, zip(*passes.values(), strict=True)))
+        least = 0.0
+        for name, (flop, exponentials, moved) in passes.items():
+            times = [flop / PRODUCTS, exponentials / EXPONENTIALS, moved / MEMORY]
+            together = least if name == "both" else max(times)
+            least += together
+            lines.append(
+                f"| {key} | {name} | {flop / 1e9:,.0f} | {_microseconds(times[0])} "
+                f"| {exponentials / 1e9:.3g} | {_microseconds(times[1])} | {moved / 1e6:,.0f} "
+                f"| {_microseconds(times[2])} | {_microseconds(together)} "
+                f"| {_microseconds(math.fsum(times))} |"
+            )
+    return lines
+
+
+def floor_table() -> list[str]:
+    """NT-Xent at D = 128 in bfloat16."""
+    depth, size, found = 128, 2, []
     for rows in (8192, 65536):
         area = rows * depth
         # Inputs read and packed rows written and read; in the backward pass also the float32 sums
@@ -69,19 +123,41 @@ def floor_table() -> list[str]:
             "forward": (2 * rows * area, rows**2, 3 * size * area),
             "backward": (4 * rows * area, rows**2, (5 * size + 8) * area),
         }
-        passes["both"] = tuple(map(sum, zip(*passes.values(), strict=True)))
-        least = 0.0
-        for name, (flop, exponentials, moved) in passes.items():
-            times = [flop / PRODUCTS, exponentials / EXPONENTIALS, moved / MEMORY]
-            together = least if name == "both" else max(times)
-            least += together
-            lines.append(
-                f"| {rows:,} | {name} | {flop / 1e9:,.0f} | {_microseconds(times[0])} "
-                f"| {exponentials / 1e9:.3g} | {_microseconds(times[1])} | {moved / 1e6:,.0f} "
-                f"| {_microseconds(times[2])} | {_microseconds(together)} "
-                f"| {_microseconds(math.fsum(times))} |"
-            )
-    return lines
+        found.append((f"{rows:,}", passes))
+    return _floor_lines("2N", found)
+
+
+def family_floor_table() -> list[str]:
+    """Losses of B rows against B at D = 512 in bfloat16, with a scale that is learned."""
+    depth, size, rows, found = 512, 2, 32768, []
+    # Products of all pairs and exponentials of each, forward and backward; matrices; gradients of
+    # them. SigLIP's sigmoid is an exponential and a reciprocal, which the same units make.
+    work = {
+        "info_nce, both ways; clip": (2, 2, 4, 4, 2, 2),
+        "siglip": (1, 1, 4, 4, 2, 2),
+        "queue": (1, 1, 2, 1, 2, 1),
+        "sup_con": (1, 1, 2, 2, 1, 1),
+    }
+    area, pairs = rows * depth, rows * rows
+    for name, (
+        products,
+        exponentials,
+        again,
+        again_exponentials,
+        matrices,
+        gradients,
+    ) in work.items():
+        # Rows as in NT-Xent; for each gradient the weights of all pairs are written and read.
+        moved = matrices * 3 * size * area
+        back = (
+            2 * gradients * size * pairs + (matrices * 3 * size + gradients * (2 * size + 8)) * area
+        )
+        passes = {
+            "forward": (products * 2 * pairs * depth, exponentials * pairs, moved),
+            "backward": (again * 2 * pairs * depth, again_exponentials * pairs, back),
+        }
+        found.append((name, passes))
+    return _floor_lines("loss", found)
 
 
 def with_section(text: str, key: str, lines: list[str]) -> str:
@@ -103,22 +179,22 @@ def main() -> int:
         os.environ["TRITON_CACHE_DIR"] = cache
         import triton
 
+        resources = f"resources, triton {triton.__version__}"
+        head = [f"Triton {triton.__version__}:", ""]
         sections = {
-            "floors": floor_table(),
-            f"resources, triton {triton.__version__}": [
-                f"Triton {triton.__version__}:",
-                "",
-                *resource_table(),
-            ],
+            "nt_xent": {"floors": floor_table(), resources: [*head, *resource_table()]},
+            "contrast": {"floors": family_floor_table(), resources: [*head, *family_table()]},
         }
-    for lines in sections.values():
-        print("\n".join(lines) + "\n")
-    before = text = PAGE.read_text()
-    for key, lines in sections.items():
-        text = with_section(text, key, lines)
-    if arguments.update:
-        PAGE.write_text(text)
-    return int(arguments.check and text != before)
+    differs = False
+    for page, made in sections.items():
+        before = text = PAGES[page].read_text()
+        for key, lines in made.items():
+            print("\n".join(lines) + "\n")
+            text = with_section(text, key, lines)
+        differs |= text != before
+        if arguments.update:
+            PAGES[page].write_text(text)
+    return int(arguments.check and differs)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,17 @@ def test_one_pair_is_exactly_zero(dtype):
     assert all(not z.grad.any() for z in leaves)
 
 
+@pytest.mark.parametrize("d", [16, 150])
+def test_one_pair_of_opposite_rows(d):
+    # Where no similarity is near 0, those past the last column are above all others.
+    z = _views(1, d, torch.float32)[0]
+    leaves = [z.clone().requires_grad_(), (-z).requires_grad_()]
+    loss = fastssl.nt_xent(*leaves, 0.001, impl="triton")
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not z.grad.any() for z in leaves)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("temperature", [0.01, 0.5])
 def test_identical_rows(temperature, dtype):

@@ -36,8 +36,11 @@ def _weights(
 ):  # fmt: skip
     # A tile of A from a tile of products; weigh_rows in triton_rows.py defines it.
     t = t * scale_j[None, :] * (scale_i * log_scale)[:, None]
-    if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N):
-        t = tl.where(exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N), NEVER, t)
+    # Past the last column t is 0 and its weights are, but 2^(0 - base_i) may be infinite.
+    rows = 2 * half
+    if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | (first_j + BLOCK_N > rows):
+        past = (first_j + tl.arange(0, BLOCK_N) >= rows)[None, :]
+        t = tl.where(exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N) | past, NEVER, t)
     own = weight_i[:, None] * scale_j[None, :]
     if BOUNDED:
         result = tl.exp2(t - tl.abs(log_scale)) * (own + weight_j[None, :])
@@ -49,11 +52,13 @@ def _weights(
 
 @triton.jit
 def low_part(x, high):
+    """What rounding to `high` lost."""
     return (x - high.to(tl.float32)).to(high.dtype)
 
 
 @triton.jit
 def add_product(a, b, a_low, b_low, total, PARTS: tl.constexpr):
+    """Adds a b to total."""
     # Tensor cores truncate where they add. Two-part operands stand for float32: their sums over a
     # tile start from zero and join the total in the registers' rounded arithmetic.
     if PARTS == 2:

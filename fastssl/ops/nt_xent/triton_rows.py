@@ -46,6 +46,7 @@ def log_scale_of(temperature, tau, LEARNED: tl.constexpr):
 
 @triton.jit
 def load_rows(z, pair, live, column, depth, row_stride, column_stride):
+    """A block of an input as float32, zero where there is none."""
     where = pair.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     mask = live[:, None] & (column < depth)[None, :]
     return tl.load(z + where, mask=mask, other=0.0).to(tl.float32)
@@ -53,12 +54,14 @@ def load_rows(z, pair, live, column, depth, row_stride, column_stride):
 
 @triton.jit
 def exponent_of(largest):
+    """The exponent of a positive float32."""
     # Clamped so that the power and its inverse are normal numbers.
     return tl.minimum(tl.maximum((largest.to(tl.int32, bitcast=True) >> 23) - 127, -100), 126)
 
 
 @triton.jit
 def store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
+    """A block as packed digits, in one part or two."""
     where = packed + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     high = x.to(packed.dtype.element_ty)
     mask = live[:, None] & (column < DEPTH)[None, :]
@@ -70,6 +73,7 @@ def store_packed(packed, rows, live, column, x, padded, DEPTH: tl.constexpr, PAR
 
 @triton.jit
 def store_scale(scale, inverse, rows, live, exponent, square, NORMALIZE: tl.constexpr):
+    """What leads from packed rows back, with and without their norm; returns the former."""
     unit = power_of_two(exponent - PACKED_EXPONENT)  # x = packed * unit
     if NORMALIZE:
         norm = tl.sqrt_rn(square)  # of the packed row
@@ -263,6 +267,7 @@ def weigh_rows(
 
 @triton.jit
 def load_packed(packed, rows, live, column, padded, DEPTH: tl.constexpr, PARTS: tl.constexpr):
+    """A block of packed rows as float32."""
     where = packed + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     mask = live[:, None] & (column < DEPTH)[None, :]
     x = tl.load(where, mask=mask, other=0.0).to(tl.float32)
@@ -273,6 +278,7 @@ def load_packed(packed, rows, live, column, padded, DEPTH: tl.constexpr, PARTS: 
 
 @triton.jit
 def load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
+    """A block of a sum that several programs share."""
     where = sums + rows.to(tl.int64)[:, None] * DEPTH + column[None, :]
     mask = live[:, None] & (column < DEPTH)[None, :]
     x = tl.load(where, mask=mask, other=0.0)
@@ -285,6 +291,7 @@ def load_sum(sums, rows, live, column, padded, splits, DEPTH: tl.constexpr):
 def store_gradient(
     out, gradient, z, along, back, pair, live, column, depth, NORMALIZE: tl.constexpr
 ):
+    """Stores a block of a gradient, with the Jacobian of the normalisation."""
     if NORMALIZE:
         # A row shorter than SMALLEST_NORM was divided by a constant: no projection. Its gradient
         # may be larger than float16 can hold; the largest float16 is kept then.
