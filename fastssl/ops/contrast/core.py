@@ -51,8 +51,9 @@ def statistics(
     """Sums over the negatives and the positives of each row of scale * x yT + bias.
 
     With a process group, x and y are this rank's rows, and each of them is compared with all ranks'
-    (rows of x with all columns, columns with all rows of x); `partner` numbers this rank's columns, and
-    errors that ranks find together call x and y by `names`. Differentiable in x, y, scale and bias.
+    (rows of x with all columns, columns with all rows of x); `partner` numbers this rank's
+    columns, and errors that ranks find together call x and y by `names`. Differentiable in x, y,
+    scale and bias.
     """
     normalize = (normalize, normalize) if isinstance(normalize, bool) else normalize
     learned = isinstance(scale, Tensor)
