@@ -1,5 +1,6 @@
-"""Calling a `torch.autograd.Function` without what most calls do not need."""
+"""What calls of operators share: autograd Functions without overhead, code without autocast."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -19,3 +20,14 @@ def applied(function: type[torch.autograd.Function]) -> Callable:
         return plain(*arguments)
 
     return apply
+
+
+def without_autocast(function: Callable) -> Callable:
+    """The function in the dtypes it chooses; autocast would round products to half precision."""
+
+    @functools.wraps(function)
+    def call(*arguments, **keywords):
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*arguments, **keywords)
+
+    return call

@@ -101,7 +101,7 @@ void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows
     for (int c = 0; c < kNv; ++c) {
       T* at = g + i * kPitch + j + c * kLanes<T>;
       const Vec<T> t = load<T>(at);
-      const Mask<T> real = t > kHardly<false, T>;
+      const Mask<T> real = is_real<false, T>(t);
       Mask<T> positive = {};
       if (labelled) positive = labels[c] == x.labels[m.first_x + i];
       Mask<T> inside[2] = {all, all};
@@ -144,7 +144,7 @@ inline void weigh_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, int64
       const Mask<T> positive = labels[c] == x.labels[row];
       const Vec<T> of_factor =
           positive ? positive_factor[c] + x.positive_factor[row] : factor[c] + x.factor[row];
-      const Mask<T> pulled = positive & (t[n] > kHardly<true, T>);
+      const Mask<T> pulled = positive & is_real<true, T>(t[n]);
       const Vec<T> value = e[n] * of_factor + chosen<T>(pulled, pull[c] + x.pull[row]);
       store<T>(g + (i + n / kNv) * kPitch + j + c * kLanes<T>, value);
     }

@@ -131,7 +131,7 @@ class Backward {
                    writable(side.positive_factor)[i]);
         writable(side.pull)[i] = T(one.pull / unit_);
         // Its sigmoid of lse - t needs it even where no negative has a weight.
-        if (a_.kind == kPaired) {
+        if (a_.kind == kPaired && one.pull != 0) {
           writable(side.lse)[i] = T(std::max(one.lse, -1e30));
         }
       } else if (side.mate != nullptr && i < side.rows && side.mate[i] >= 0) {

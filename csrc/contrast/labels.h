@@ -55,8 +55,7 @@ void forward_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch
       for (int n = 0; n < kGroupRows * kNv; ++n) {
         const int64_t row = i + n / kNv;
         const int c = n % kNv;
-        const Mask<T> positive =
-            (labels[c] == x.labels[m.first_x + row]) & (t[n] > kHardly<true, T>);
+        const Mask<T> positive = (labels[c] == x.labels[m.first_x + row]) & is_real<true, T>(t[n]);
         const Vec<T> of_positive = chosen<T>(positive, e[n]), of_negative = e[n] - of_positive;
         const Vec<T> total = chosen<T>(positive, t[n] + pass.bound);
         const Vec<T> one = chosen<T>(positive, broadcast<T>(1));
@@ -101,7 +100,7 @@ void forward_labels_streaming(const Pass<T>& pass, const Meeting<T>& m, T* scrat
     for (int64_t i = 0; i < rows; ++i) {
       for (int c = 0; c < kNv; ++c) {
         const Vec<T> t = load<T>(strip + i * kNr<T> + c * kLanes<T>);
-        const Mask<T> is = equal(i, c) & (t > kHardly<false, T>);
+        const Mask<T> is = equal(i, c) & is_real<false, T>(t);
         const Vec<T> total = chosen<T>(is, t), one = chosen<T>(is, broadcast<T>(1));
         sums.add(0, i, c, total, total);
         sums.add(1, i, c, one, one);
@@ -152,7 +151,7 @@ void pairs(const Pass<T>& pass, int64_t block_x, int64_t block_y, T* scratch) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int c = 0; c < kNv; ++c) {
         const Vec<T> t = load<T>(strip + i * kNr<T> + c * kLanes<T>);
-        const Mask<T> is = (labels[c] == x.labels[m.first_x + i]) & (t > kHardly<false, T>);
+        const Mask<T> is = (labels[c] == x.labels[m.first_x + i]) & is_real<false, T>(t);
         const Vec<T> of_column =
             columns_too(pass) ? load<T>(y.lse + m.first_y + j + c * kLanes<T>) : Vec<T>{};
         const Vec<T> odds[2] = {broadcast<T>(x.lse[m.first_x + i]) - t, of_column - t};

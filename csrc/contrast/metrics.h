@@ -43,7 +43,7 @@ void tally_strip(const Pass<T>& pass, const Meeting<T>& m, int64_t j, const T* s
     const Vec<T> threshold = broadcast<T>(x.threshold[m.first_x + i]);
     for (int c = 0; c < kNv; ++c) {
       const Vec<T> t = load<T>(strip + i * pitch + c * kLanes<T>);
-      const Mask<T> real = t > kHardly<false, T>;
+      const Mask<T> real = is_real<false, T>(t);
       Mask<T> positive = {};
       if (labelled) positive = real & (labels[c] == x.labels[m.first_x + i]);
       const Mask<T> negative = real & ~positive;

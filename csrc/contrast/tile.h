@@ -80,6 +80,12 @@ constexpr T kNever = bounded          ? Exp2Table<T>::kLowest
 template <bool bounded, typename T>
 constexpr T kHardly = bounded ? T(Exp2Table<T>::kLowest + 0.5) : kNever<bounded, T> / 2;
 
+// Which lanes count. What is not a number does, and will show.
+template <bool bounded, typename T>
+inline typename SimdTypes<T>::Bits is_real(Vec<T> t) {
+  return ~(t <= kHardly<bounded, T>);
+}
+
 // What two blocks have in common, found out once for all their strips.
 template <typename T>
 struct Meeting {

@@ -1,9 +1,9 @@
 """The contrastive family: one engine, every loss.
 
-A loss is a formula over a few numbers for each row: log-sum-exp over its negatives, its positive's logit,
-and so on. `core.statistics` computes those without the matrix of logits, and their gradients;
-pairs.py says what a pair can be; the losses stand in files of their own. docs/contrast.md derives what the
-kernels compute.
+A loss is a formula over a few numbers for each row: log-sum-exp over its negatives, its positive's
+logit, and so on. `core.statistics` computes those without the matrix of logits, and their
+gradients; pairs.py says what a pair can be; the losses stand in files of their own.
+docs/contrast.md derives what the kernels compute.
 """
 
 from fastssl.ops.contrast.clip import clip_loss, siglip_loss

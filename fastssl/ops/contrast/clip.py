@@ -36,7 +36,8 @@ def clip_loss(
     figure 3. No matrix of logits is stored.
 
     Args:
-        image_features: [N, D]; float16, bfloat16, float32 or float64; any strides. Usually of unit length.
+        image_features: [N, D]; float16, bfloat16, float32 or float64; any strides. Usually of unit
+            length.
         text_features: same shape, dtype and device; row n belongs to image n.
         logit_scale: what similarities are multiplied by (the exponential, where a model keeps the
             logarithm): a number, or a tensor of one element, learnable if it requires a gradient.
@@ -96,13 +97,15 @@ def siglip_loss(
     """Each image with each text as a binary decision: do they belong together?
 
     Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, equation 1: image n loses
-    softplus(-s_nn) + sum over m != n of softplus(s_nm), with s = logit_scale <image, text> + logit_bias.
+    softplus(-s_nn) + sum over m != n of softplus(s_nm), with s = logit_scale <image, text> +
+    logit_bias.
 
     Args:
-        image_features: [N, D]; float16, bfloat16, float32 or float64; any strides. Usually of unit length.
+        image_features: [N, D]; float16, bfloat16, float32 or float64; any strides. Usually of unit
+            length.
         text_features: same shape, dtype and device; row n belongs to image n.
-        logit_scale: what similarities are multiplied by (the exponential of what models keep): a number, or a
-            tensor of one element, learnable if it requires a gradient.
+        logit_scale: what similarities are multiplied by (the exponential of what models keep): a
+            number, or a tensor of one element, learnable if it requires a gradient.
         logit_bias: added to all logits, likewise.
         normalize: divide rows by their Euclidean norm first.
         reduction: "mean" over the images, "sum", or "none": [N].

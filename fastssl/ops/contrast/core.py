@@ -1,4 +1,4 @@
-"""`statistics`: what every loss of the family is made of, differentiable, through the raw operators."""
+"""`statistics`: what every loss of the family is made of, through the raw operators."""
 
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ class Statistics(NamedTuple):
 
     rows: Tensor  # float64, [4, R], or [10, R] with metrics
     columns: Tensor  # [4, C] or [10, C]; [4, 0] where they are not asked for
-    #: What a sum of losses over the rows is divided by for "mean": how many rows there are; with a process
-    #: group, all ranks' rows over the number of ranks.
+    #: What a sum of losses over the rows is divided by for "mean": how many rows there are; with a
+    #: process group, all ranks' rows over the number of ranks.
     row_share: float
     column_share: float
 

@@ -49,31 +49,32 @@ def info_nce(
         key: each query's positive, [N, D].
         negatives: None, where the other keys of the batch are the negatives; [K, D], shared by all
             queries, such as a queue (`fastssl.MemoryBank`); or [N, K, D], each query's own.
-        temperature: what cosines are divided by: a number with |temperature| >= 1e-8, or a 0-d tensor,
-            learnable if it requires a gradient.
+        temperature: what cosines are divided by: a number with |temperature| >= 1e-8, or a 0-d
+            tensor, learnable if it requires a gradient.
         symmetric: the mean of queries against keys and keys against queries; in-batch
             negatives only.
         normalize: divide rows by max(|row|, 1e-12) first; those of `negatives` too.
         labels: int [N], in-batch negatives only: a query's negatives are keys with other labels.
         false_negative_margin: leave out negatives whose similarity exceeds the positive's by more.
-        hard_negative_margin: keep only negatives whose similarity is below the positive's by at most this.
+        hard_negative_margin: keep only negatives whose similarity is below the positive's by at
+            most this.
         reduction: "mean" over the queries, "sum", or "none": [N], for `symmetric` the mean
             of both directions' losses.
         return_metrics: return (loss, metrics), where metrics has 0-d tensors named top1, top5,
             positive_similarity, negative_similarity, alignment, uniformity, entropy.
-        process_group: a torch.distributed group: keys of all its ranks are candidates. With "sum" a rank
-            returns the sum over its own rows, and the gradients of its inputs are those of the sum over
-            all ranks. With "mean" it returns its rows' sum / (all ranks' rows / number of ranks), so that
-            the average over ranks, which DistributedDataParallel takes of gradients, is the global mean
-            and its gradient, whatever the shards' sizes. With shared negatives nothing is exchanged but
-            sizes.
-        strategy: how rows travel in a process group: "gather" (all at once), "ring" (block by block,
-            in memory for two ranks' rows).
+        process_group: a torch.distributed group: keys of all its ranks are candidates. With "sum" a
+            rank returns the sum over its own rows, and the gradients of its inputs are those of the
+            sum over all ranks. With "mean" it returns its rows' sum / (all ranks' rows / number of
+            ranks), so that the average over ranks, which DistributedDataParallel takes of
+            gradients, is the global mean and its gradient, whatever the shards' sizes. With shared
+            negatives nothing is exchanged but sizes.
+        strategy: how rows travel in a process group: "gather" (all at once), "ring" (block by
+            block, in memory for two ranks' rows).
         impl: "auto", or one of "reference", "cpu", "triton" by name.
 
     Returns:
-        The loss in the inputs' dtype (at least float32 under autocast); half precision is computed in
-        float32.
+        The loss in the inputs' dtype (at least float32 under autocast); half precision is computed
+        in float32.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

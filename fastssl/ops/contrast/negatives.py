@@ -1,9 +1,10 @@
-"""InfoNCE where the negatives are given: shared by all queries, such as a queue, or each query's own."""
+"""InfoNCE with negatives that are given: shared by all queries, or each query's own."""
 
 import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._autograd import without_autocast
 from fastssl._checks import checked_floating
 from fastssl.ops.contrast.checks import (
     checked_margin,
@@ -95,8 +96,9 @@ def against(
     return loss, metrics([rows], scale, SOFTMAX) if return_metrics else None
 
 
+@without_autocast
 def _own(x, negatives, scale, threshold, normalize, window, asked) -> Tensor:
-    """Statistics of queries against negatives of their own, [N, K, D]: read once, nothing to fuse."""
+    """Statistics of queries against negatives of their own, [N, K, D]: read once."""
     checked_floating("negatives", negatives, 3, "[K, D] or [N, K, D]")
     n, _, d = negatives.shape
     if n != len(x) or d != x.shape[1]:

@@ -1,8 +1,9 @@
 """Which pairs of rows are compared, and what is asked of their logits.
 
 s_ij = scale <x_i, y_j> + bias are the logits. A pair is left out, positive, or negative:
-`excluded[i]` is the column that row i is not compared with, `partner[i]` its positive; -1 stands for none.
-With labels, a pair of equal labels is positive where `kind` is LABELLED or PAIRED, left out otherwise.
+`excluded[i]` is the column that row i is not compared with, `partner[i]` its positive; -1 stands
+for none. With labels, a pair of equal labels is positive where `kind` is LABELLED or PAIRED, left
+out otherwise.
 """
 
 from typing import NamedTuple
@@ -29,9 +30,9 @@ POSITIVES = 2
 #: How many positives there are.
 COUNT = 3
 #: With metrics, none with a gradient: how many negatives are above `threshold` (above the partner
-#: where it is None); the mean logit under the softmax over negatives and positives; the sum of negatives'
-#: logits; how many negatives there are; the sum over negatives of exp(4 (s / scale - 1)), which for
-#: unit rows is exp(-2 |x - y|^2); the best positive's logit (-inf for none).
+#: where it is None); the mean logit under the softmax over negatives and positives; the sum of
+#: negatives' logits; how many negatives there are; the sum over negatives of exp(4 (s / scale -
+#: 1)), which for unit rows is exp(-2 |x - y|^2); the best positive's logit (-inf for none).
 RANK, MEAN, TOTAL, NUMBER, CLOSE, BEST = 4, 5, 6, 7, 8, 9
 #: How many rows the statistics have, without and with metrics.
 ROWS, ROWS_WITH_METRICS = 4, 10
@@ -62,8 +63,8 @@ class Pairs(NamedTuple):
 def masks(p: Pairs, s: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(negative, positive) of the logits [R, C], for rows; and for columns, transposed.
 
-    Windows are compared with the logits themselves, which a kernel rounds its own way: a pair at the very
-    edge of one may fall on either side.
+    Windows are compared with the logits themselves, which a kernel rounds its own way: a pair at
+    the very edge of one may fall on either side.
     """
     negative = torch.ones_like(s, dtype=torch.bool)
     positive = torch.zeros_like(negative)

@@ -1,7 +1,8 @@
 """Log-sum-exp over rows that need no gradient, such as a queue's: two products instead of three.
 
-The gradient of log-sum-exp with respect to a query is the mean of the queue under its softmax, which one walk
-over the queue yields along with the sums. The general operators would go over it again.
+The gradient of log-sum-exp with respect to a query is the mean of the queue under its softmax,
+which one walk over the queue yields along with the sums. The general operators would go over it
+again.
 """
 
 import torch

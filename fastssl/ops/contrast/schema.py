@@ -3,16 +3,18 @@
 contrast_forward returns the statistics of rows and of columns, float64, [4, R] and [4, C] ([10, .]
 with metrics, [4, 0] for columns that are not asked for); pairs.py says what they are.
 
-contrast_backward takes the statistics that gradients refer to and the gradients with respect to them,
-of rows and, where `columns` or where y is None, of columns: G_ij = dL/ds_ij is a sum over both. They need
-not come from the same call: a process that holds some rows may be given the statistics of columns
-that were computed against all rows. It returns the gradients of x, y, scale and bias; x's (with scale's)
-only where `want_x`, y's only where `want_y`, empty otherwise. Where y is None, x's is of both sides.
+contrast_backward takes the statistics that gradients refer to and the gradients with respect to
+them, of rows and, where `columns` or where y is None, of columns: G_ij = dL/ds_ij is a sum over
+both. They need not come from the same call: a process that holds some rows may be given the
+statistics of columns that were computed against all rows. It returns the gradients of x, y, scale
+and bias; x's (with scale's) only where `want_x`, y's only where `want_y`, empty otherwise. Where y
+is None, x's is of both sides.
 """
 
 import torch
 from torch import Tensor
 
+from fastssl._autograd import without_autocast
 from fastssl._checks import compute_dtype
 from fastssl._library import LIBRARY
 from fastssl.ops.contrast import reference
@@ -43,7 +45,8 @@ LIBRARY.define(
     "Tensor columns_grad, bool want_x, bool want_y) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 #: Log-sum-exp, float64 [R], of the rows of scale * z yT, z [R, D] in the compute type; and where
-#: `want_mean` the mean of y under their softmax, [R, D], with which the gradient is known: [0] else.
+#: `want_mean` the mean of y under their softmax, [R, D], with which the gradient is known: [0]
+#: else.
 LIBRARY.define(
     "contrast_queue(Tensor z, Tensor y, Tensor? scale, float factor, bool normalize, "
     "bool want_mean) -> (Tensor, Tensor)"
@@ -71,6 +74,7 @@ def _side_gradient(p: Pairs, s: Tensor, negative, positive, found: Tensor, grad:
     return torch.where(negative, of_negatives * share, 0) + torch.where(positive, of_positives, 0)
 
 
+@without_autocast
 def _backward(*arguments):
     *pairs, rows, rows_grad, columns, columns_grad, want_x, want_y = arguments
     p = Pairs(*pairs)
@@ -103,6 +107,7 @@ def _backward(*arguments):
     return *grads, (g * cosines).sum(), g.sum()
 
 
+@without_autocast
 def queue(z, y, scale, factor, normalize, want_mean):
     """contrast_queue in plain PyTorch."""
     y = normalize_rows(y) if normalize else y.to(z.dtype)

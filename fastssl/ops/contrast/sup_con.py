@@ -63,8 +63,8 @@ def sup_con(
 ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     """Supervised contrastive loss: rows with the same label are positives.
 
-    Khosla et al., "Supervised Contrastive Learning", 2020. With A(i) all other rows and P(i) those of i's
-    label, row i loses
+    Khosla et al., "Supervised Contrastive Learning", 2020. With A(i) all other rows and P(i) those
+    of i's label, row i loses
 
         form="out":  logsumexp over A(i) of S_ia - mean over P(i) of S_ip       (equation 2)
         form="in":   logsumexp over A(i) of S_ia - log mean over P(i) of exp(S_ip)   (equation 3)
@@ -76,7 +76,8 @@ def sup_con(
             are rows of one label: for features [N, V, D], `features.flatten(0, 1)` and
             `labels.repeat_interleave(V)`.
         labels: integers [M].
-        temperature: a number with |temperature| >= 1e-8, or a 0-d tensor that may require a gradient.
+        temperature: a number with |temperature| >= 1e-8, or a 0-d tensor that may require a
+            gradient.
         form: "out" or "in".
         references: compare with these rows, [C, D], instead of with each other; no row is left out.
         reference_labels: integers [C].
@@ -136,18 +137,19 @@ def pair_nt_xent(
     """NT-Xent of every positive pair: other positives are not in the denominator.
 
     The loss that pytorch-metric-learning calls NTXentLoss. Each pair (i, p) of one label loses
-    -log(exp(S_ip) / (exp(S_ip) + sum over n of other labels of exp(S_in))). With one positive for each row
-    it is `fastssl.nt_xent`.
+    -log(exp(S_ip) / (exp(S_ip) + sum over n of other labels of exp(S_in))). With one positive for
+    each row it is `fastssl.nt_xent`.
 
     Args:
         features: [M, D]; float16, bfloat16, float32 or float64; any strides.
         labels: integers [M].
-        temperature: a number with |temperature| >= 1e-8, or a 0-d tensor that may require a gradient.
+        temperature: a number with |temperature| >= 1e-8, or a 0-d tensor that may require a
+            gradient.
         references: compare with these rows, [C, D], instead of with each other; no row is left out.
         reference_labels: integers [C].
         normalize: divide rows by their Euclidean norm first.
-        reduction: "mean" over all positive pairs (0 where there are none), "sum", or "none": [M], each
-            row's sum over its pairs. With a process group the mean is this rank's sum over
+        reduction: "mean" over all positive pairs (0 where there are none), "sum", or "none": [M],
+            each row's sum over its pairs. With a process group the mean is this rank's sum over
             (all ranks' pairs / number of ranks).
         process_group: compare with all its ranks' rows; see `fastssl.info_nce`.
         strategy: how rows travel in a process group, "gather" or "ring".

@@ -1,4 +1,4 @@
-"""Losses between two views whose candidates are the rows of both: NT-Xent's general form, DCL, DCLW."""
+"""Losses between two views, all rows being candidates: NT-Xent in general, DCL, DCLW."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from fastssl.ops.nt_xent.reference import normalize_rows
 
 
 def margins_window(x, y, scale, normalize, false_negative, hard_negative) -> Tensor | None:
-    """[2, N]: the logits that a negative of row i may have, from its similarity with positive y_i."""
+    """[2, N]: what logits negatives of row i may have, from its similarity with positive y_i."""
     if false_negative is None and hard_negative is None:
         return None
     with torch.no_grad():
@@ -92,8 +92,8 @@ def dcl(
     """Decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
     Yeh et al., "Decoupled Contrastive Learning", 2021, equation 5. Row i of [z0; z1] loses
-    logsumexp over its negatives - weights_i S_ip, with S and p(i) as in `fastssl.nt_xent`. One pair alone
-    has no negatives, and the loss -inf.
+    logsumexp over its negatives - weights_i S_ip, with S and p(i) as in `fastssl.nt_xent`. One pair
+    alone has no negatives, and the loss -inf.
 
     Args:
         z0: projections of the first view, [N, D].

@@ -49,7 +49,8 @@ def nt_xent(
         reduction: "mean" over the 2N rows, "sum", or "none" for the rows' losses, [2N].
         labels: int [N]: rows with the label of row i, but for its partner, are no negatives of i.
         false_negative_margin: leave out negatives whose cosine exceeds the partner's by more.
-        hard_negative_margin: keep only negatives whose cosine is below the partner's by at most this.
+        hard_negative_margin: keep only negatives whose cosine is below the partner's by at most
+            this.
         return_metrics: return (loss, metrics); see `fastssl.info_nce`.
         process_group: a torch.distributed group: the rows of all its ranks are candidates; see
             `fastssl.info_nce` for what a rank returns.
