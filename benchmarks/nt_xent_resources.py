@@ -42,18 +42,18 @@ def resource_table() -> list[str]:
                     # The last product has no exponential: both forms are one kernel.
                     both = (True,) if name == "product" else (True, False)
                     found = [resources(compile_for(name, arch, dtype, depth, b)) for b in both]
-                    cells += _needs([tile], found)
+                    cells += _needs(tile, found)
                 lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _needs(tiles, found) -> list[str]:
-    """One chip's cells: tiles; registers and spills of both forms, or of the only one; KiB."""
-    shown = [f"{t.rows} x {t.columns}, {t.warps} w, {t.stages} st" for t in tiles]
+def _needs(tile, found) -> list[str]:
+    """One chip's cells: the tile; registers and spills of both forms, or of the only one; KiB."""
+    shown = f"{tile.rows} x {tile.columns}, {tile.warps} w, {tile.stages} st"
     needs = [f"{r.registers} / {r.stack}" for r in found]
     shared = max(r.shared for r in found) / 1024
     needs = needs if len(needs) == 2 else [*needs, "same"]
-    return ["; ".join(dict.fromkeys(shown)), *needs, f"{shared:.0f}"]
+    return [shown, *needs, f"{shared:.0f}"]
 
 
 def family_table() -> list[str]:
@@ -77,10 +77,9 @@ def family_table() -> list[str]:
         for name in dict.fromkeys(sum(names, [])):
             cells = [policy, str(dtype).removeprefix("torch."), str(depth), name]
             for arch in (90, 80):
-                each = [(policy, name, arch, dtype, depth, b) for b in forms(policy, name)]
-                cells += _needs(
-                    [tile_for(*c) for c in each], [resources(compile_for(*c)) for c in each]
-                )
+                case = (policy, name, arch, dtype, depth)
+                found = [resources(compile_for(*case, b)) for b in forms(policy, name)]
+                cells += _needs(tile_for(*case), found)
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 

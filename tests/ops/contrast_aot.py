@@ -60,24 +60,24 @@ def _pointers(dtype) -> dict[str, str]:
     return {**found, "left": operand, "right": operand, "packed": operand}
 
 
-def tiles_of(policy, architecture, dtype, depth, bounded):
+def tiles_of(policy, architecture, dtype, depth):
     """The launcher's tiles."""
     made = {**_PLAIN, **POLICIES[policy]}
     both = made["OWN"] and made["OTHER"]
     parts, depth = OPERANDS[dtype][1], padded_depth(depth)
-    return family_tiles(architecture, parts, depth, made["KIND"], both, bounded, made["WINDOW"])
+    return family_tiles(architecture, parts, depth, made["KIND"], both, made["WINDOW"])
 
 
 def kernels_for(policy, architecture, dtype, depth) -> list[str]:
     """Names of the matrix kernels that run for a policy."""
-    tiles = tiles_of(policy, architecture, dtype, depth, True)
+    tiles = tiles_of(policy, architecture, dtype, depth)
     names = [name for name in KERNELS if getattr(tiles, name) is not None]
     return names[:1] if policy == "metrics" else names
 
 
-def tile_for(policy, name, architecture, dtype, depth, bounded=True):
+def tile_for(policy, name, architecture, dtype, depth):
     """The launcher's tile."""
-    return getattr(tiles_of(policy, architecture, dtype, depth, bounded), name)
+    return getattr(tiles_of(policy, architecture, dtype, depth), name)
 
 
 def forms(policy, name) -> list[bool]:
@@ -90,7 +90,7 @@ def compile_for(policy, name, architecture, dtype, depth, bounded=True):
     """One matrix kernel, compiled as the launcher would launch it."""
     kernel = KERNELS[name]
     _, parts = OPERANDS[dtype]
-    arguments = tile_for(policy, name, architecture, dtype, depth, bounded).arguments()
+    arguments = tile_for(policy, name, architecture, dtype, depth).arguments()
     options = {key: arguments.pop(key) for key in ("num_warps", "num_stages")}
     constants = {
         **_PLAIN, **POLICIES[policy], "LEARNED": not bounded, "BOUNDED": bounded, "PARTS": parts,

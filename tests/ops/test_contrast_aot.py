@@ -58,7 +58,7 @@ def test_compiles_within_the_card(policy, name, architecture, dtype, depth):
         compiled = compile_for(policy, name, architecture, dtype, depth, bounded)
         assert MATRIX_INSTRUCTION[architecture] in compiled.asm["ptx"]
         found = resources(compiled)
-        tile = tile_for(policy, name, architecture, dtype, depth, bounded)
+        tile = tile_for(policy, name, architecture, dtype, depth)
         assert tile.resident * found.shared <= SHARED_LIMIT[architecture]
         assert tile.resident * found.registers_of_program <= REGISTERS
         if main:

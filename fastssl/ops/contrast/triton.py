@@ -125,11 +125,11 @@ class Problem:
         )
         return inverse
 
-    def tiles(self, kind: int, bounded: bool, both: bool = False) -> Tiles:
+    def tiles(self, kind: int, both: bool = False) -> Tiles:
         """The tiles of a kind of sums, or of its gradient."""
         side, window = self.left, self.left.window is not None or self.right.window is not None
         architecture = architecture_of(side.x)
-        return family_tiles(architecture, side.parts, side.depth, kind, both, bounded, window)
+        return family_tiles(architecture, side.parts, side.depth, kind, both, window)
 
     @functools.cached_property
     def processors(self) -> int:
@@ -208,7 +208,7 @@ class Problem:
 
     def summed(self, kind: int, labels: int, known: Tensor | None = None, bounded: bool = False):
         """Launches sum_pairs; returns its sums and how many programs share a row."""
-        left, right, tile = self.left, self.right, self.tiles(kind, bounded).forward
+        left, right, tile = self.left, self.right, self.tiles(kind).forward
         blocks = -(-left.rows // tile.rows)
         splits, span = split_columns(blocks, right.rows, tile, self.processors)
         sums = self.empty(SUMS[kind], splits, left.padded)

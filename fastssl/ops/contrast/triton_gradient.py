@@ -71,7 +71,7 @@ class Gradient:
         problem = self.problem
         left, right = problem.left, problem.right
         both = self.own is not None and self.other is not None
-        tiles = problem.tiles(problem.p.kind, self.bounded, both)
+        tiles = problem.tiles(problem.p.kind, both)
         pointer = problem.pointer
         own, other = self.weighed()
         arguments = (
