@@ -39,7 +39,7 @@ inline DType dtype_of(const Tensor& x) { return dtype_of(x.scalar_type()); }
 // The value of a tensor of one element on the CPU.
 inline double value_of(const Tensor& x) {
   STD_TORCH_CHECK(x.numel() == 1 && x.is_cpu(), "expected one element on the CPU");
-  double value;
+  double value = 0;
   load_row<double>(x.const_data_ptr(), dtype_of(x), 0, 1, 1, &value);
   return value;
 }

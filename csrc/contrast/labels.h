@@ -28,11 +28,10 @@ struct Sums {
     }
   }
 
-  // `x` of vector `c` in row `i`, for the row and for the column.
-  void add(int s, int64_t i, int c, Vec<T> of_row, Vec<T> of_column) {
+  // What the vectors of row `i` add up to, for the row.
+  void add_row(int s, int64_t i, Vec<T> sum) {
     T* to = rows[s] + i * kLanes<T>;
-    store<T>(to, load<T>(to) + of_row);
-    columns[s][c] += of_column;
+    store<T>(to, load<T>(to) + sum);
   }
 };
 
@@ -52,17 +51,26 @@ void forward_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch
       load_group(t, strip + i * kNr<T>, kNr<T>);
       for (int n = 0; n < kGroupRows * kNv; ++n) e[n] = t[n];
       exp2_in_range<T>(e);
-      for (int n = 0; n < kGroupRows * kNv; ++n) {
-        const int64_t row = i + n / kNv;
-        const int c = n % kNv;
-        const Mask<T> positive = (labels[c] == x.labels[m.first_x + row]) & is_real<true, T>(t[n]);
-        const Vec<T> of_positive = chosen<T>(positive, e[n]), of_negative = e[n] - of_positive;
-        const Vec<T> total = chosen<T>(positive, t[n] + pass.bound);
-        const Vec<T> one = chosen<T>(positive, broadcast<T>(1));
-        sums.add(0, row, c, of_negative, of_negative);
-        sums.add(1, row, c, of_positive, of_positive);
-        sums.add(2, row, c, total, total);
-        sums.add(3, row, c, one, one);
+#pragma GCC unroll 4
+      for (int r = 0; r < kGroupRows; ++r) {
+        Vec<T> row[4] = {};
+#pragma GCC unroll 2
+        for (int c = 0; c < kNv; ++c) {
+          const int n = r * kNv + c;
+          const Mask<T> positive =
+              (labels[c] == x.labels[m.first_x + i + r]) & is_real<true, T>(t[n]);
+          const Vec<T> of_positive = chosen<T>(positive, e[n]);
+          const Vec<T> found[4] = {e[n] - of_positive, of_positive,
+                                   chosen<T>(positive, t[n] + pass.bound),
+                                   chosen<T>(positive, broadcast<T>(1))};
+#pragma GCC unroll 4
+          for (int s = 0; s < 4; ++s) {
+            row[s] += found[s];
+            sums.columns[s][c] += found[s];
+          }
+        }
+#pragma GCC unroll 4
+        for (int s = 0; s < 4; ++s) sums.add_row(s, i + r, row[s]);
       }
     }
     if (columns_too(pass)) {
@@ -101,9 +109,11 @@ void forward_labels_streaming(const Pass<T>& pass, const Meeting<T>& m, T* scrat
       for (int c = 0; c < kNv; ++c) {
         const Vec<T> t = load<T>(strip + i * kNr<T> + c * kLanes<T>);
         const Mask<T> is = equal(i, c) & is_real<false, T>(t);
-        const Vec<T> total = chosen<T>(is, t), one = chosen<T>(is, broadcast<T>(1));
-        sums.add(0, i, c, total, total);
-        sums.add(1, i, c, one, one);
+        const Vec<T> found[2] = {chosen<T>(is, t), chosen<T>(is, broadcast<T>(1))};
+        for (int s = 0; s < 2; ++s) {
+          sums.add_row(s, i, found[s]);
+          sums.columns[s][c] += found[s];
+        }
       }
     }
     if (columns_too(pass)) {
@@ -157,10 +167,13 @@ void pairs(const Pass<T>& pass, int64_t block_x, int64_t block_y, T* scratch) {
         const Vec<T> odds[2] = {broadcast<T>(x.lse[m.first_x + i]) - t, of_column - t};
         Vec<T> loss[2], share[2];
         softplus_and_sigmoid<T>(odds, loss, share);
-        sums.add(0, i, c, chosen<T>(is, loss[0]), chosen<T>(is, loss[1]));
-        sums.add(1, i, c, chosen<T>(is, share[0]), chosen<T>(is, share[1]));
-        const Vec<T> one = chosen<T>(is, broadcast<T>(1));
-        sums.add(2, i, c, one, one);
+        const Vec<T> one = broadcast<T>(1);
+        const Vec<T> of_row[3] = {loss[0], share[0], one},
+                     of_its_column[3] = {loss[1], share[1], one};
+        for (int s = 0; s < 3; ++s) {
+          sums.add_row(s, i, chosen<T>(is, of_row[s]));
+          sums.columns[s][c] += chosen<T>(is, of_its_column[s]);
+        }
       }
     }
     if (columns_too(pass)) {
