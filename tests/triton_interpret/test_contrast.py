@@ -173,8 +173,9 @@ def _check(p: Pairs, want=(True, True)):
         _assert_close(name, x, e, t, floor, largest)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [13, None])
+@pytest.mark.parametrize(
+    "columns, dtype", [*((13, dtype) for dtype in DTYPES), (None, torch.bfloat16)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds(kind, columns, dtype):
     _check(_pairs(21, columns, 33, dtype, KINDS[kind], use=("partner", "excluded")))
@@ -202,9 +203,10 @@ def test_the_launchers_own_tiles(columns, kind):
 @pytest.mark.parametrize("columns", [20, None])
 def test_metrics(columns, kind):
     p = _pairs(17, columns, 16, kind=KINDS[kind], use=("partner", "labels"), metrics=True)
+    if columns is None:
+        threshold = torch.linspace(-2, 2, 17).double()
+        p = p._replace(threshold=threshold, scale=torch.tensor(4.0))
     _check(p)
-    threshold = torch.linspace(-2, 2, 17).double()
-    _check(p._replace(threshold=threshold, scale=torch.tensor(4.0)))
 
 
 @pytest.mark.parametrize("columns, dtype", [(20, torch.bfloat16), (None, torch.float32)])
