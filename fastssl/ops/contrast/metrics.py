@@ -34,6 +34,7 @@ def metrics(sides: list[Tensor], scale: Tensor | float, kind: int) -> dict[str, 
     rows = some.sum().clamp(min=1)
     positive = f[POSITIVE].sum() / f[COUNT].sum() / scale
     everything = torch.logaddexp(f[NEGATIVES], f[POSITIVES if kind == LABELLED else POSITIVE])
+    entropy = torch.where(everything.isneginf(), 0, everything - f[MEAN])  # no candidates: none
     found = {
         "top1": ((f[RANK] < 1) & some).sum() / rows,
         "top5": ((f[RANK] < 5) & some).sum() / rows,
@@ -41,6 +42,6 @@ def metrics(sides: list[Tensor], scale: Tensor | float, kind: int) -> dict[str, 
         "negative_similarity": f[TOTAL].sum() / f[NUMBER].sum() / scale,
         "alignment": 2 - 2 * positive,
         "uniformity": (f[CLOSE].sum() / f[NUMBER].sum()).log(),
-        "entropy": (everything - f[MEAN]).mean(),
+        "entropy": entropy.mean(),
     }
     return {name: value.float() for name, value in found.items()}

@@ -32,7 +32,7 @@ from fastssl.ops.contrast.pairs import (
 from fastssl.ops.contrast.queue import queue_lse
 from fastssl.ops.contrast.reference import side
 from fastssl.ops.contrast.views import margins_window
-from fastssl.ops.nt_xent.reference import normalize_rows
+from fastssl.ops.nt_xent.reference import EPSILON, normalize_rows
 
 
 def against_rows(
@@ -69,6 +69,9 @@ def against(
     """The loss, and metrics where they are asked for; arguments but for `negatives` are checked."""
     if not isinstance(negatives, Tensor):
         raise TypeError(f"negatives: got {type(negatives).__name__}, must be a tensor")
+    query, key, negatives = promoted(query, key, negatives)
+    if normalize and query.dtype == torch.float16 and query.requires_grad:
+        query = _bounded(query)  # used twice: the sum of what normalize_rows bounds
     share = len(query)
     if group is not None:
         from fastssl.ops.contrast import distributed
@@ -77,19 +80,24 @@ def against(
     x, y = (normalize_rows(z) if normalize else z for z in (query, key))
     positive = (x.double() * y.double()).sum(1) * scale
     dtype = out_dtype(query)
+    chosen = _dispatch.choose("contrast", impl, query.device)
+    threshold = None
+    if return_metrics:  # a negative that ties with the positive is not above it, however rounded
+        with torch.no_grad():
+            sizes = x.double().norm(dim=1) * y.double().norm(dim=1)
+            threshold = positive + 8 * torch.finfo(x.dtype).eps * sizes * abs(scale)
     if negatives.dim() == 3:
         asked = scale if return_metrics else None
-        rows = _own(x, negatives, scale, positive.detach(), normalize_negatives, window, asked)
+        rows = _own(x, negatives, scale, threshold, normalize_negatives, window, asked)
     else:
         checked_rows("negatives", negatives, query, "query")
-        chosen = _dispatch.choose("contrast", impl, query.device)
         plain = window is None and not return_metrics and not negatives.requires_grad
         if chosen == "cpu" and plain:
             lse = queue_lse(x, negatives, scale, normalize_negatives)
             return reduced(softplus(lse - positive), reduction, share, dtype), None
         rows = statistics(
             query, negatives, scale=scale, normalize=(normalize, normalize_negatives),
-            metrics=return_metrics, row_window=window, threshold=positive.detach(), impl=impl,
+            metrics=return_metrics, row_window=window, threshold=threshold, impl=impl,
         ).rows  # fmt: skip
     rows = _with_positive(rows, positive)
     loss = reduced(softplus(rows[NEGATIVES] - positive), reduction, share, dtype)
@@ -106,14 +114,30 @@ def _own(x, negatives, scale, threshold, normalize, window, asked) -> Tensor:
             f"negatives: got shape {tuple(negatives.shape)}, must be [K, {x.shape[1]}] or "
             f"[{len(x)}, K, {x.shape[1]}]"
         )
+    if negatives.numel() == 0:
+        raise ValueError(f"negatives: got shape {tuple(negatives.shape)}, K must be at least 1")
+    if negatives.device != x.device:
+        raise ValueError(
+            f"negatives: got device {negatives.device}, must be that of query, {x.device}"
+        )
     x, own = x.to(torch.promote_types(x.dtype, torch.float32)), negatives
     own = own.to(x.dtype)
+    if normalize and negatives.dtype == torch.float16 and own.requires_grad:
+        own = _bounded(own)
     s = torch.einsum("nd,nkd->nk", x, own)
     if normalize:
         s = s / torch.linalg.vector_norm(own, dim=2).clamp(min=1e-12)
     s = s * scale
     negative = inside(s.detach(), window)
     return side(SOFTMAX, s, negative, torch.zeros_like(negative), asked, threshold)
+
+
+def _bounded(z: Tensor) -> Tensor:
+    """Rows whose gradient float16 can hold where they are zero: 1 / EPSILON it cannot."""
+    dead = z.detach().float().square().sum(-1, keepdim=True) < EPSILON**2
+    z = z.view_as(z)
+    z.register_hook(lambda g: torch.where(dead, g.clamp(-65504, 65504), g))
+    return z
 
 
 def _with_positive(rows: Tensor, positive: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def inside(s: Tensor, window: Tensor | None) -> Tensor:
     if window is None:
         return torch.ones_like(s, dtype=torch.bool)
     low, high = window.to(s.dtype)[:, :, None]
-    return (s >= low) & (s <= high)
+    return ~((s < low) | (s > high))  # what is not a number stays, and shows
 
 
 def softplus(x: Tensor) -> Tensor:

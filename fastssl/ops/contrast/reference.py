@@ -39,10 +39,10 @@ def side(kind, s: Tensor, negative: Tensor, positive: Tensor, scale=None, thresh
 @without_autocast
 def statistics(p: Pairs) -> tuple[Tensor, Tensor]:
     """The statistics of rows, and of columns where they are asked for ([4, 0] where not)."""
-    rows = (p.x, p.normalize_x), (p.x if p.y is None else p.y, p.normalize_y)
-    x, y = (normalize_rows(z) if n else z.to(compute_dtype(z.dtype)) for z, n in rows)
+    rows = [(p.x, p.normalize_x), (p.y, p.normalize_y)][: 1 if p.y is None else 2]
+    x, *y = (normalize_rows(z) if n else z.to(compute_dtype(z.dtype)) for z, n in rows)
     scale = p.factor if p.scale is None else p.scale.to(x.dtype)
-    s = x @ y.T * scale + (0 if p.bias is None else p.bias.to(x.dtype))
+    s = x @ [x, *y][-1].T * scale + (0 if p.bias is None else p.bias.to(x.dtype))
     of_rows, of_columns = masks(p, s.detach())
     asked = scale if p.metrics else None
     columns = side(p.kind, s.T, *of_columns, asked) if p.columns else s.new_zeros(4, 0).double()
