@@ -195,6 +195,11 @@ void fill_window(const Tensor& window, Side<T>& side) {
   }
 }
 
+// Room for the exponentials of all pairs, and for their bound (-1 where they were not kept). Strips
+// may reach past the last row and column.
+inline int64_t kept_pitch(const Arguments& a) { return (a.others() + 63) / 64 * 64; }
+inline int64_t kept_size(const Arguments& a) { return (a.rows() + 16) * kept_pitch(a) + 1; }
+
 // All that does not depend on the rows themselves.
 template <typename T>
 void fill(const Arguments& a, Workspace<T>& work) {

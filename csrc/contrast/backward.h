@@ -13,17 +13,29 @@ struct Anchor {
   Vec<T> weight, lse, positive_weight, positive_lse, pull;
 };
 
+// Two rows of a strip's exponentials: those kept, or computed from the exponents in g.
+template <typename T>
+inline void exponentials(Group<T>& e, const T* kept, int64_t kept_pitch, const T* g, int64_t i) {
+  if (kept != nullptr) {
+    load_group(e, kept + i * kept_pitch, kept_pitch);
+  } else {
+    load_group(e, g + i * kPitch, kPitch);
+    exp2_in_range<T>(e);
+  }
+}
+
 // Negatives alone, one exponential for row and column.
 template <typename T>
 inline void weigh_bounded(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows, T* g) {
   const T* of_rows = pass.x->factor + m.first_x;
+  const T* kept = kept_strip(pass, m, j);
   Vec<T> of_columns[kNv];
-  for (int c = 0; c < kNv; ++c)
+  for (int c = 0; c < kNv; ++c) {
     of_columns[c] = load<T>(pass.y->factor + m.first_y + j + c * kLanes<T>);
+  }
   for (int64_t i = 0; i < rows; i += kGroupRows) {
     Group<T> x;
-    load_group(x, g + i * kPitch + j, kPitch);
-    exp2_in_range<T>(x);
+    exponentials<T>(x, kept, pass.kept_pitch, g + j, i);
 #pragma GCC unroll 8
     for (int n = 0; n < kGroupRows * kNv; ++n) x[n] *= of_columns[n % kNv] + of_rows[i + n / kNv];
 #pragma GCC unroll 8
@@ -124,6 +136,7 @@ template <typename T>
 inline void weigh_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows,
                                  T* g) {
   const Side<T>&x = *pass.x, &y = *pass.y;
+  const T* kept = kept_strip(pass, m, j);
   Vec<T> factor[kNv], positive_factor[kNv], pull[kNv];
   Mask<T> labels[kNv];
   load_labels<T>(labels, y.labels + m.first_y + j);
@@ -134,17 +147,16 @@ inline void weigh_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, int64
     pull[c] = load<T>(y.pull + at);
   }
   for (int64_t i = 0; i < rows; i += kGroupRows) {
-    Group<T> t, e;
-    load_group(t, g + i * kPitch + j, kPitch);
-    for (int n = 0; n < kGroupRows * kNv; ++n) e[n] = t[n];
-    exp2_in_range<T>(e);
+    Group<T> e;
+    exponentials<T>(e, kept, pass.kept_pitch, g + j, i);
     for (int n = 0; n < kGroupRows * kNv; ++n) {
       const int64_t row = m.first_x + i + n / kNv;
       const int c = n % kNv;
       const Mask<T> positive = labels[c] == x.labels[row];
       const Vec<T> of_factor =
           positive ? positive_factor[c] + x.positive_factor[row] : factor[c] + x.factor[row];
-      const Mask<T> pulled = positive & is_real<true, T>(t[n]);
+      // An exponential is zero where a pair is no candidate, and nowhere else.
+      const Mask<T> pulled = positive & (e[n] != T(0));
       const Vec<T> value = e[n] * of_factor + chosen<T>(pulled, pull[c] + x.pull[row]);
       store<T>(g + (i + n / kNv) * kPitch + j + c * kLanes<T>, value);
     }
@@ -158,7 +170,8 @@ void fill_g(const Pass<T>& pass, const Meeting<T>& m, T* g, double* total) {
   const bool bounded = pass.bounded && !windows && pass.kind != kPaired && pass.kind != kSigmoid;
   for (int64_t j = 0; j < m.columns; j += kNr<T>) {
     if (bounded) {
-      const int64_t rows = exponents<true>(pass, m, j, g + j, kPitch);
+      const int64_t rows =
+          pass.kept != nullptr ? strip_rows(m, j) : exponents<true>(pass, m, j, g + j, kPitch);
       if (pass.kind == kLabelled) {
         weigh_labels_bounded(pass, m, j, rows, g);
       } else {

@@ -52,24 +52,55 @@ std::tuple<Tensor, Tensor> contrast_forward(FASTSSL_PAIRS) {
   return found;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_backward(FASTSSL_PAIRS, const Tensor& rows,
-                                                             const Tensor& rows_grad,
-                                                             const Tensor& columns_,
-                                                             const Tensor& columns_grad,
-                                                             bool want_x, bool want_y) {
+std::tuple<Tensor, Tensor, Tensor> contrast_forward_kept(FASTSSL_PAIRS) {
   const Arguments a = FASTSSL_ARGUMENTS;
+  check(a);
+  STD_TORCH_CHECK(
+      (kind == kSoftmax || kind == kLabelled) && !metrics && !row_window && !column_window,
+      "exponentials are kept for kinds 0 and 2 without metrics and windows");
+  const bool wide = x.scalar_type() == ScalarType::Double;
+  const Tensor kept =
+      torch::stable::new_empty(x, {kept_size(a)}, wide ? ScalarType::Double : ScalarType::Float);
+  const auto [rows, others] = wide ? Forward<double>(a).run(&kept) : Forward<float>(a).run(&kept);
+  return {rows, others, kept};
+}
+
+using GradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+GradientTensors backward(const Arguments& a, const Gradients& g) {
   check(a);
   const auto fits = [](const Tensor& t, int64_t count) {
     return t.is_cpu() && t.dim() == 2 && t.size(0) >= kRows && t.size(1) == count &&
            t.scalar_type() == ScalarType::Double;
   };
   const int64_t others = a.anchored_columns() ? a.others() : 0;
-  STD_TORCH_CHECK(fits(rows, a.rows()) && fits(rows_grad, a.rows()) && fits(columns_, others) &&
-                      fits(columns_grad, others),
+  STD_TORCH_CHECK(fits(g.rows, a.rows()) && fits(g.rows_grad, a.rows()) &&
+                      fits(g.columns, others) && fits(g.columns_grad, others),
                   "statistics and their gradients must be float64 matrices of these rows");
-  const Gradients g = {rows, rows_grad, columns_, columns_grad, want_x, want_y && !a.symmetric()};
-  return x.scalar_type() == ScalarType::Double ? Backward<double>(a, g).run()
-                                               : Backward<float>(a, g).run();
+  return a.x.scalar_type() == ScalarType::Double ? Backward<double>(a, g).run()
+                                                 : Backward<float>(a, g).run();
+}
+
+GradientTensors contrast_backward(FASTSSL_PAIRS, const Tensor& rows, const Tensor& rows_grad,
+                                  const Tensor& columns_, const Tensor& columns_grad, bool want_x,
+                                  bool want_y) {
+  const Arguments a = FASTSSL_ARGUMENTS;
+  return backward(a, {rows, rows_grad, columns_, columns_grad, want_x, want_y && !a.symmetric()});
+}
+
+GradientTensors contrast_backward_kept(const Tensor& kept, FASTSSL_PAIRS, const Tensor& rows,
+                                       const Tensor& rows_grad, const Tensor& columns_,
+                                       const Tensor& columns_grad, bool want_x, bool want_y) {
+  const Arguments a = FASTSSL_ARGUMENTS;
+  check(a);
+  const bool wide = x.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(kept.is_cpu() && kept.numel() == kept_size(a) && kept.is_contiguous() &&
+                      kept.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
+                  "kept does not belong to these rows");
+  const int64_t last = kept.numel() - 1;
+  const double bound = wide ? at<double>(kept, last) : double(at<float>(kept, last));
+  return backward(a, {rows, rows_grad, columns_, columns_grad, want_x, want_y && !a.symmetric(),
+                      bound < 0 ? nullptr : &kept});
 }
 
 }  // namespace
@@ -78,6 +109,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> contrast_backward(FASTSSL_PAIRS, cons
 STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
   m.impl("contrast_forward", TORCH_BOX(&contrast::contrast_forward));
   m.impl("contrast_backward", TORCH_BOX(&contrast::contrast_backward));
+  m.impl("contrast_forward_kept", TORCH_BOX(&contrast::contrast_forward_kept));
+  m.impl("contrast_backward_kept", TORCH_BOX(&contrast::contrast_backward_kept));
 }
 
 }  // namespace fastssl

@@ -69,6 +69,7 @@ void forward_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch, T* ou
     T* at = out == nullptr ? strip : out + j;
     const int64_t pitch = out == nullptr ? kNr<T> : kPitch;
     const int64_t rows = candidates<true>(pass, m, j, at, pitch);
+    T* kept = kept_strip(pass, m, j);
     Vec<T> column_sum[kNv] = {};
     for (int64_t i = 0; i < rows; i += kGroupRows) {
       Group<T> x;
@@ -83,6 +84,9 @@ void forward_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch, T* ou
           row += x[r * kNv + c];
           column_sum[c] += x[r * kNv + c];
           if (out != nullptr) store<T>(at + (i + r) * pitch + c * kLanes<T>, x[r * kNv + c]);
+          if (kept != nullptr) {
+            store<T>(kept + (i + r) * pass.kept_pitch + c * kLanes<T>, x[r * kNv + c]);
+          }
         }
         store<T>(to, row);
       }

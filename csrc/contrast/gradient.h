@@ -12,6 +12,7 @@ namespace {
 struct Gradients {
   const Tensor &rows, &rows_grad, &columns, &columns_grad;
   bool want_x, want_y;
+  const Tensor* kept = nullptr;  // the exponentials that the forward pass left
 };
 
 template <typename T>
@@ -35,11 +36,24 @@ class Backward {
     if (want_x) x.out[0] = x.out[1] = {grad_x.mutable_data_ptr(), dtype_of(a_.x)};
     if (g_.want_y) y.out[0] = y.out[1] = {grad_y.mutable_data_ptr(), dtype_of(a_.x)};
     measure();
+    if (g_.kept != nullptr) {
+      pass_.kept = static_cast<T*>(g_.kept->mutable_data_ptr());
+      pass_.kept_pitch = kept_pitch(a_);
+      pass_.bounded = true;
+      pass_.bound = pass_.kept[kept_size(a_) - 1];
+    }
     const bool bounded = !a_.row_window && !a_.column_window;
     Stage packed(work_.all_blocks()), weighed(work_.all_blocks()), last(work_.all_blocks());
     run_workers(work_.workers, [&](int64_t worker) {
       T* scratch = work_.scratch_of(worker);
-      pack(work_, packed, scratch, bounded, lowest_);
+      if (g_.kept == nullptr) {
+        pack(work_, packed, scratch, bounded, lowest_);
+      } else {
+        packed.run([&](int64_t block) {
+          const Side<T>& side = work_.side_of(block);
+          work_.k.pack(pass_, side, block, scratch);
+        });
+      }
       weighed.run([&](int64_t block) {
         Side<T>& side = work_.side_of(block);
         weigh(side, block);
@@ -75,6 +89,7 @@ class Backward {
     Needs needs = needs_of(a, false);
     needs.want_x = g.want_x;
     needs.want_y = g.want_y;
+    needs.kept = g.kept != nullptr;
     return needs;
   }
 

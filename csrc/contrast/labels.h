@@ -43,6 +43,7 @@ void forward_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch
   T* strip = scratch;
   for (int64_t j = 0; j < m.columns; j += kNr<T>) {
     const int64_t rows = candidates<true>(pass, m, j, strip, kNr<T>);
+    T* kept = kept_strip(pass, m, j);
     Mask<T> labels[kNv];
     load_labels<T>(labels, y.labels + m.first_y + j);
     sums.start_strip();
@@ -60,6 +61,9 @@ void forward_labels_bounded(const Pass<T>& pass, const Meeting<T>& m, T* scratch
           const Mask<T> positive =
               (labels[c] == x.labels[m.first_x + i + r]) & is_real<true, T>(t[n]);
           const Vec<T> of_positive = chosen<T>(positive, e[n]);
+          if (kept != nullptr) {
+            store<T>(kept + (i + r) * pass.kept_pitch + c * kLanes<T>, e[n]);
+          }
           const Vec<T> found[4] = {e[n] - of_positive, of_positive,
                                    chosen<T>(positive, t[n] + pass.bound),
                                    chosen<T>(positive, broadcast<T>(1))};

@@ -41,7 +41,11 @@ class Forward {
     pass_.close_shift = T(-4 * kLog2E);
   }
 
-  std::tuple<Tensor, Tensor> run() {
+  // `kept`, where it is not null, gets the exponentials.
+  std::tuple<Tensor, Tensor> run(const Tensor* kept = nullptr) {
+    T* exponentials = kept == nullptr ? nullptr : static_cast<T*>(kept->mutable_data_ptr());
+    pass_.kept = exponentials;
+    pass_.kept_pitch = kept_pitch(a_);
     const int64_t count = a_.metrics ? kRowsWithMetrics : kRows;
     rows_ = torch::stable::new_empty(a_.x, {count, a_.rows()}, ScalarType::Double);
     const int64_t others = a_.anchored_columns() ? a_.others() : 0;
@@ -97,6 +101,7 @@ class Forward {
         finish(side, block);
       });
     });
+    if (kept != nullptr) exponentials[kept_size(a_) - 1] = pass_.bounded ? pass_.bound : T(-1);
     return {*rows_, *columns_};
   }
 

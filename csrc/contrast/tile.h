@@ -205,6 +205,21 @@ inline int64_t exponents(const Pass<T>& pass, const Meeting<T>& m, int64_t j, T*
   return i;
 }
 
+// Where the exponentials of a strip are kept, or null.
+template <typename T>
+inline T* kept_strip(const Pass<T>& pass, const Meeting<T>& m, int64_t j) {
+  if (pass.kept == nullptr) return nullptr;
+  return pass.kept + m.first_x * pass.kept_pitch + m.first_y + j;
+}
+
+// How many rows a strip has; see `exponents`.
+template <typename T>
+inline int64_t strip_rows(const Meeting<T>& m, int64_t j) {
+  int64_t i = 0;
+  while (i < m.rows && !(m.diagonal && j + kNr<T> - 1 <= i)) i += kMr;
+  return i;
+}
+
 // Two rows of a strip, which go through the exponential together.
 constexpr int kGroupRows = 2;
 template <typename T>

@@ -74,6 +74,7 @@ struct Needs {
   bool windows = false, column_windows = false;
   bool metrics = false;
   bool expected = false;
+  bool kept = false;
   bool want_x = true, want_y = true;
 };
 
@@ -163,7 +164,7 @@ struct Workspace {
   void lay_out(Arena& arena, Side<T>& s, bool right, bool left, bool wanted) {
     const int64_t rows = s.block * s.blocks, matrix = rows * pass.padded_depth;
     const bool forward = needs.forward, backward = !needs.forward, is_x = &s == &x;
-    arena.take(s.panels, rows * pass.depth, right);
+    arena.take(s.panels, rows * pass.depth, right && !(needs.kept && backward));
     arena.take(s.slabs, matrix, left);
     arena.take(s.inverse_norm, rows);
     arena.take(s.block_bound, s.blocks);

@@ -73,19 +73,26 @@ def check(case, rows, columns, depth, dtype, scale, normalize):
         if case.kind != LABELLED:
             grad[POSITIVES] = 0
     want_y = not case.symmetric
-    ours = BACKWARD(*p, ours[0], grads[0], ours[1], grads[1], True, want_y)
+    arguments = *p, ours[0], grads[0], ours[1], grads[1], True, want_y
+    variants = [BACKWARD(*arguments)]
+    if case.kind in (SOFTMAX, LABELLED) and not case.metrics and not case.window:
+        *again, kept = torch.ops.fastssl.contrast_forward_kept(*p)
+        assert all(map(torch.equal, again, ours))
+        assert kept.numel() == schema.kept_size(p)
+        variants.append(torch.ops.fastssl.contrast_backward_kept(kept, *arguments))
     true = schema._backward(*exact, true[0], grads[0], true[1], grads[1], True, want_y)
     eager = schema._backward(*p, eager[0], grads[0], eager[1], grads[1], True, want_y)
     norms = [z.double().norm(dim=1) for z in (exact.x, exact.y) if z is not None]
     shortest = min(n.min().item() for n in norms) if normalize else 1.0
     half = 4 * torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else 0
     names = ["x", "y", "scale", *(["bias"] if case.kind == SIGMOID else [])]
-    for name, mine, right, theirs in zip(names, ours, true, eager, strict=False):
+    for name, *mine, right, theirs in zip(names, *variants, true, eager, strict=False):
         if right.numel() == 0:
             continue
         term = abs(scale) / shortest if name in "xy" else (rows + columns) ** 0.5
         floor = 16 * eps * (right.abs().max().item() + 3 * term) * (1 + abs(scale) / 8)
-        assert_close(name, mine, right, theirs, floor + half * right.abs().max().item())
+        for one in mine:
+            assert_close(name, one, right, theirs, floor + half * right.abs().max().item())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -84,7 +84,11 @@ def statistics(
     if impl == "reference":
         rows, columns_ = reference.statistics(p)
     else:
-        rows, columns_ = _differentiable(chosen, *p)
+        learning = torch.is_grad_enabled() and any(
+            isinstance(a, Tensor) and a.requires_grad for a in p
+        )
+        keep = learning and chosen == "cpu" and schema.worth_keeping(p)
+        rows, columns_, _ = _differentiable(chosen, keep, *p)
     return Statistics(rows, columns_, len(x), len(x if y is None else y))
 
 
@@ -101,44 +105,52 @@ def kernels(impl: str):
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(impl, *pairs):
+    def forward(impl, keep, *pairs):
+        if keep:
+            return torch.ops.fastssl.contrast_forward_kept(*pairs)
         forward, _ = kernels(impl)
-        return forward(*pairs)
+        return *forward(*pairs), pairs[0].new_empty(0)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.impl, *pairs = inputs
+        ctx.impl, _, *pairs = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)  # or zeros are made for what is kept
         ctx.plain = [None if isinstance(a, Tensor) else a for a in pairs]
         tensors = [a if isinstance(a, Tensor) else None for a in pairs]
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
-    def backward(ctx, rows_grad, columns_grad):
-        *tensors, rows, columns = ctx.saved_tensors
+    def backward(ctx, rows_grad, columns_grad, _):
+        *tensors, rows, columns, kept = ctx.saved_tensors
+        rows_grad = torch.zeros_like(rows) if rows_grad is None else rows_grad
+        columns_grad = torch.zeros_like(columns) if columns_grad is None else columns_grad
         pairs = [b if a is None else a for a, b in zip(tensors, ctx.plain, strict=True)]
-        need = ctx.needs_input_grad[1:]
+        need = ctx.needs_input_grad[2:]
         want_x = need[0] or need[2] or need[4]  # the numbers' gradients come with x's
         arguments = (*pairs, rows, rows_grad, columns, columns_grad, want_x, need[1])
         # A graph of the gradient is only wanted where grad mode is on (create_graph=True).
         gradient = _Gradient.apply if torch.is_grad_enabled() else _Gradient.forward
-        grads = gradient(ctx.impl, *arguments)
+        grads = gradient(ctx.impl, kept, *arguments)
         result = [None] * len(pairs)
         for place, grad in zip((0, 1, 2, 4), grads, strict=True):
             result[place] = grad if need[place] else None
-        return None, *result
+        return None, None, *result
 
 
 class _Gradient(torch.autograd.Function):
     """The gradient as a function of its own, so that it has one: that of the reference."""
 
     @staticmethod
-    def forward(impl, *arguments):
+    def forward(impl, kept, *arguments):
+        if kept.numel():
+            return torch.ops.fastssl.contrast_backward_kept(kept, *arguments)
         _, backward = kernels(impl)
         return backward(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, *arguments = inputs
+        _, _, *arguments = inputs
         ctx.plain = [None if isinstance(a, Tensor) else a for a in arguments]
         ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in arguments))
 
@@ -168,21 +180,21 @@ class _Gradient(torch.autograd.Function):
             )
         # An output that was not wanted came back empty.
         outer = [grads[(0, 1, 2, 4).index(k)] for k in places]
-        kept = [
+        meet = [
             (f, g)
             for f, g in zip(first, outer, strict=True)
             if f.requires_grad and g.shape == f.shape
         ]
         second = torch.autograd.grad(
-            [f for f, _ in kept],
+            [f for f, _ in meet],
             [*upstream, *wanted],
-            [g for _, g in kept],
+            [g for _, g in meet],
             allow_unused=True,
         )
         result = [None] * len(arguments)
         for k, g in zip((count + 1, count + 3, *places), second, strict=True):
             result[k] = g
-        return None, *result
+        return None, None, *result
 
 
 _differentiable = applied(_Statistics)

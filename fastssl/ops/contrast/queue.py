@@ -38,10 +38,13 @@ class _Queue(torch.autograd.Function):
         z, rows, scale, *ctx.options, _ = inputs
         _, mean = output
         ctx.mark_non_differentiable(mean)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, rows, scale, mean)
 
     @staticmethod
     def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
         gradient = _Gradient.apply if torch.is_grad_enabled() else _Gradient.forward
         grad_z, grad_scale = gradient(grad, *ctx.saved_tensors, *ctx.options)
         return grad_z, None, grad_scale if ctx.needs_input_grad[2] else None, *[None] * 3

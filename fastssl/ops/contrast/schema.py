@@ -28,6 +28,7 @@ from fastssl.ops.contrast.pairs import (
     ROWS,
     ROWS_WITH_METRICS,
     SIGMOID,
+    SOFTMAX,
     Pairs,
     masks,
 )
@@ -40,10 +41,15 @@ _PAIRS = (
     "Tensor? threshold"
 )
 LIBRARY.define(f"contrast_forward({_PAIRS}) -> (Tensor, Tensor)")
-LIBRARY.define(
-    f"contrast_backward({_PAIRS}, Tensor rows, Tensor rows_grad, Tensor columns_, "
-    "Tensor columns_grad, bool want_x, bool want_y) -> (Tensor, Tensor, Tensor, Tensor)"
+_GRADIENT = (
+    f"{_PAIRS}, Tensor rows, Tensor rows_grad, Tensor columns_, Tensor columns_grad, bool want_x, "
+    "bool want_y) -> (Tensor, Tensor, Tensor, Tensor"
 )
+LIBRARY.define(f"contrast_backward({_GRADIENT})")
+#: The same with the exponentials of all pairs in between, which the backward pass would compute
+#: again: for few rows, where they are no more than the rows themselves.
+LIBRARY.define(f"contrast_forward_kept({_PAIRS}) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(f"contrast_backward_kept(Tensor kept, {_GRADIENT})")
 #: Log-sum-exp, float64 [R], of the rows of scale * z yT, z [R, D] in the compute type; and where
 #: `want_mean` the mean of y under their softmax, [R, D], with which the gradient is known: [0]
 #: else.
@@ -120,6 +126,41 @@ def _count(p: Pairs) -> int:
     return ROWS_WITH_METRICS if p.metrics else ROWS
 
 
+def kept_size(p: Pairs) -> int:
+    """How many numbers `kept` has: rows and columns as padded by the kernels, and one more."""
+    columns = (p.x if p.y is None else p.y).shape[0]
+    return (p.x.shape[0] + 16) * ((columns + 63) // 64 * 64) + 1
+
+
+def worth_keeping(p: Pairs) -> bool:
+    """Whether the exponentials of all pairs take no more memory than O((R + C) D)."""
+    columns, depth = (p.x if p.y is None else p.y).shape
+    rows = p.x.shape[0]
+    plain = p.kind in (SOFTMAX, LABELLED) and not p.metrics
+    windows = p.row_window is not None or p.column_window is not None
+    return plain and not windows and rows * columns <= 2 * (rows + columns) * depth
+
+
+def _forward_kept(*pairs):
+    p = Pairs(*pairs)
+    kept = p.x.new_full((kept_size(p),), -1.0, dtype=compute_dtype(p.x.dtype))  # nothing is kept
+    return *_forward(*pairs), kept
+
+
+def _backward_kept(kept, *arguments):
+    return _backward(*arguments)
+
+
+def _forward_kept_fake(*pairs):
+    p = Pairs(*pairs)
+    kept = p.x.new_empty(kept_size(p), dtype=compute_dtype(p.x.dtype))
+    return *_forward_fake(*pairs), kept
+
+
+def _backward_kept_fake(kept, *arguments):
+    return _backward_fake(*arguments)
+
+
 def _forward_fake(*pairs):
     p = Pairs(*pairs)
     columns = (_count(p), p.y.shape[0]) if p.columns else (4, 0)
@@ -147,5 +188,9 @@ LIBRARY.impl("contrast_queue", queue, "CompositeExplicitAutograd")
 torch.library.register_fake("fastssl::contrast_queue", _queue_fake, lib=LIBRARY)
 LIBRARY.impl("contrast_forward", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("contrast_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("contrast_forward_kept", _forward_kept, "CompositeExplicitAutograd")
+LIBRARY.impl("contrast_backward_kept", _backward_kept, "CompositeExplicitAutograd")
+torch.library.register_fake("fastssl::contrast_forward_kept", _forward_kept_fake, lib=LIBRARY)
+torch.library.register_fake("fastssl::contrast_backward_kept", _backward_kept_fake, lib=LIBRARY)
 torch.library.register_fake("fastssl::contrast_forward", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("fastssl::contrast_backward", _backward_fake, lib=LIBRARY)
