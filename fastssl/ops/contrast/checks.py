@@ -100,8 +100,10 @@ def checked_strategy(strategy) -> None:
 
 def promoted(*tensors):
     """Under autocast, tensors of one dtype: the widest of theirs."""
-    if not autocast(tensors[0]) or not all(isinstance(x, Tensor) for x in tensors):
+    if not autocast(tensors[0]):
         return tensors
+    if not all(isinstance(x, Tensor) and x.dtype in FLOATING for x in tensors):
+        return tensors  # the checks will say so
     dtype = tensors[0].dtype
     for x in tensors[1:]:
         dtype = torch.promote_types(dtype, x.dtype)

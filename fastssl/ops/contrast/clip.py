@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_bool
 from fastssl.ops.contrast.checks import (
     checked_pair,
     checked_reduction,
@@ -58,6 +59,7 @@ def clip_loss(
     checked_pair("image_features", image_features, "text_features", text_features, process_group)
     checked_reduction(reduction)
     checked_strategy(strategy)
+    checked_bool("normalize", normalize)
     device = image_features.device
     scale = checked_scalar("logit_scale", logit_scale, device)
     found = statistics(
@@ -122,6 +124,7 @@ def siglip_loss(
     checked_pair("image_features", image_features, "text_features", text_features, process_group)
     checked_reduction(reduction)
     checked_strategy(strategy)
+    checked_bool("normalize", normalize)
     device = image_features.device
     bias = checked_scalar("logit_bias", logit_bias, device)
     found = statistics(

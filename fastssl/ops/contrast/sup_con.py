@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_bool
 from fastssl.ops.contrast.checks import (
     checked_labels,
     checked_reduction,
@@ -97,8 +98,8 @@ def sup_con(
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, must be one of {FORMS}")
     features, labels, references, reference_labels, scale = _checked(
-        features, labels, references, reference_labels, temperature, reduction, strategy,
-        process_group,
+        features, labels, references, reference_labels, temperature, normalize, reduction,
+        strategy, process_group,
     )  # fmt: skip
     arguments = features, labels, references, reference_labels, scale, LABELLED, normalize
     options = {"process_group": process_group, "strategy": strategy, "impl": impl}
@@ -161,8 +162,8 @@ def pair_nt_xent(
         RuntimeError: `impl` cannot run here.
     """
     features, labels, references, reference_labels, scale = _checked(
-        features, labels, references, reference_labels, temperature, reduction, strategy,
-        process_group,
+        features, labels, references, reference_labels, temperature, normalize, reduction,
+        strategy, process_group,
     )  # fmt: skip
     rows = label_statistics(
         features, labels, references, reference_labels, scale, PAIRED, normalize,
@@ -179,8 +180,9 @@ def pair_nt_xent(
 
 
 def _checked(
-    features, labels, references, reference_labels, temperature, reduction, strategy, group
-):
+    features, labels, references, reference_labels, temperature, normalize, reduction, strategy,
+    group,
+):  # fmt: skip
     if references is not None:
         features, references = promoted(features, references)
     checked_rows("features", features, group=group)
@@ -193,6 +195,7 @@ def _checked(
         reference_labels = checked_labels(
             "reference_labels", reference_labels, len(references), features.device
         )
+    checked_bool("normalize", normalize)
     checked_reduction(reduction)
     checked_strategy(strategy)
     return features, labels, references, reference_labels, inverse_temperature(temperature)

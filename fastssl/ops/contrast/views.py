@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastssl._checks import checked_bool, checked_floating
 from fastssl.ops.contrast.checks import (
     checked_labels,
     checked_margin,
@@ -114,11 +115,18 @@ def dcl(
     """
     z0, z1 = promoted(z0, z1)
     checked_pair("z0", z0, "z1", z1, process_group)
+    checked_bool("normalize", normalize)
     checked_reduction(reduction)
     checked_strategy(strategy)
     scale = inverse_temperature(temperature)
-    if weights is not None and weights.shape != (2 * len(z0),):
-        raise ValueError(f"weights: got shape {tuple(weights.shape)}, must be ({2 * len(z0)},)")
+    if weights is not None:
+        checked_floating("weights", weights, 1, "[2N]")
+        if len(weights) != 2 * len(z0):
+            raise ValueError(f"weights: got shape {tuple(weights.shape)}, must be ({2 * len(z0)},)")
+        if weights.device != z0.device:
+            raise ValueError(
+                f"weights: got device {weights.device}, must be that of z0, {z0.device}"
+            )
     found = view_statistics(
         z0, z1, scale, normalize=normalize, metrics=return_metrics, process_group=process_group,
         strategy=strategy, impl=impl,
@@ -152,7 +160,8 @@ def dclw(
     """
     z0, z1 = promoted(z0, z1)
     checked_pair("z0", z0, "z1", z1, options.get("process_group"))
-    if not isinstance(sigma, (int, float)) or isinstance(sigma, bool) or sigma == 0:
+    checked_bool("normalize", normalize)
+    if not isinstance(sigma, (int, float)) or isinstance(sigma, bool) or not abs(sigma) > 0:
         raise ValueError(f"sigma: got {sigma!r}, must be a number other than 0")
     with torch.no_grad():
         x, y = (normalize_rows(z) if normalize else z for z in (z0, z1))

@@ -67,7 +67,8 @@ def nt_xent(
         RuntimeError: `impl` cannot run here.
     """
     autocast = _autocast(z0)
-    if autocast and isinstance(z1, Tensor) and z0.dtype != z1.dtype:
+    both = autocast and isinstance(z1, Tensor) and {z0.dtype, z1.dtype} <= set(FLOATING)
+    if both and z0.dtype != z1.dtype:
         dtype = torch.promote_types(z0.dtype, z1.dtype)
         z0, z1 = z0.to(dtype), z1.to(dtype)
     temperature, tau = _check(z0, z1, temperature, normalize, reduction, process_group)
@@ -79,6 +80,10 @@ def nt_xent(
             z0, z1, tau if temperature is None else temperature, normalize, reduction, impl,
             *masks, return_metrics, process_group, strategy,
         )  # fmt: skip
+    if strategy != "gather":
+        from fastssl.ops.contrast.checks import checked_strategy
+
+        checked_strategy(strategy)
     out_dtype = torch.promote_types(z0.dtype, torch.float32) if autocast else z0.dtype
     chosen = _dispatch.choose("nt_xent", impl, z0.device)
     if impl == "reference":
