@@ -8,6 +8,9 @@ namespace fastssl {
 namespace contrast {
 namespace {
 
+// Rows of x in a block: their weights, against a block of y, stay in the first level cache.
+constexpr int64_t kFewRows = 48;
+
 // What one thread sums over its share of y: relative to 2^bound, which grows with the rows' norms.
 template <typename T>
 struct Share {
@@ -34,7 +37,7 @@ class Queue {
     const int64_t square = common_multiple(k_.tile_rows, k_.tile_columns);
     block_y_ = block_rows<T>(columns_, padded_, square, k_.most_rows, 1);
     blocks_y_ = (columns_ + block_y_ - 1) / block_y_;
-    block_x_ = block_rows<T>(rows_, padded_, k_.tile_rows, k_.most_rows, 1);
+    block_x_ = block_rows<T>(rows_, padded_, k_.tile_rows, kFewRows, 1);
     blocks_x_ = (rows_ + block_x_ - 1) / block_x_;
     // Each thread has sums of its own: not more of them than are small beside y.
     const double most = std::max(1.0, 0.5 * double(columns_) / double(rows_));

@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     normalize_y: bool
     columns: bool  # statistics of columns too; of no use where y is None
     metrics: bool
-    excluded: Tensor | None  # int64 [R]
+    excluded: Tensor | None  # int64 [R], no column twice
     partner: Tensor | None  # int64 [R], no column twice
     row_labels: Tensor | None  # int64 [R]
     column_labels: Tensor | None  # int64 [C]; None where y is None
