@@ -102,10 +102,12 @@ def info_nce(
             process_group, impl,
         )  # fmt: skip
         return (loss, found) if return_metrics else loss
+    # torch.compile takes no tensor twice, but views of it.
+    theirs = None if labels is None else labels.view_as(labels)
+    others = window.view_as(window) if symmetric and window is not None else None
     found = statistics(
         query, key, scale=scale, normalize=normalize, columns=symmetric, metrics=return_metrics,
-        row_labels=labels, column_labels=labels, row_window=window,
-        column_window=window if symmetric else None,
+        row_labels=labels, column_labels=theirs, row_window=window, column_window=others,
         partner=torch.arange(len(query), device=query.device), process_group=process_group,
         strategy=strategy, impl=impl, names=("query", "key"),
     )  # fmt: skip

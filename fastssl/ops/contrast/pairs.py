@@ -9,6 +9,7 @@ out otherwise.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Row i's positive is `partner[i]`; its negatives enter by log-sum-exp.
@@ -98,5 +99,8 @@ def inside(s: Tensor, window: Tensor | None) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), exact for large x too, where torch's own drops the exponential."""
-    return torch.logaddexp(x, x.new_zeros(()))
+    """log(1 + exp(x)), exact for large x too, where torch's threshold of 20 drops the exponential.
+
+    Twice differentiable at -inf, too, as logaddexp is not: its second derivative is NaN there.
+    """
+    return F.softplus(x, threshold=40)

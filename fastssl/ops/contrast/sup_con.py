@@ -25,6 +25,7 @@ from fastssl.ops.contrast.pairs import (
     POSITIVE,
     POSITIVES,
     RANK,
+    softplus,
 )
 
 FORMS = ("out", "in")
@@ -109,7 +110,7 @@ def sup_con(
     count = rows[COUNT].clamp(min=1)
     # A row without positives: -inf and its gradients stay out.
     positives = torch.where(some, rows[POSITIVES], rows[POSITIVE])
-    everything = torch.logaddexp(rows[NEGATIVES], positives)
+    everything = positives + softplus(rows[NEGATIVES] - positives)
     own = rows[POSITIVE] / count if form == "out" else positives - count.log()
     losses = torch.where(some, everything - own, 0)
     loss = reduced(losses, reduction, found.row_share, out_dtype(features))
