@@ -9,6 +9,7 @@ from contrast_loss_cases import CASES, LOSSES, inputs_of, leaves_of, numbers_of,
 from torch.autograd import gradcheck, gradgradcheck
 
 import fastssl
+from fastssl._library import _C
 from fastssl.ops.contrast import schema
 from fastssl.ops.contrast.pairs import COUNT, LABELLED, PAIRED, POSITIVES, SIGMOID
 
@@ -16,6 +17,12 @@ OPERATORS = torch.ops.fastssl
 #: The weights of dclw have no gradient, by definition; values are tested against it elsewhere.
 WHOLE = [case for case in CASES if case.name != "dclw"]
 COMPILED = [*LOSSES, *(c for c in CASES if c.name == "info_nce" and (c.negatives or c.options))]
+
+
+@pytest.fixture(params=["reference", *(["cpu"] if _C else [])])
+def impl(request):
+    """Without instruction sets: transforms do not see them."""
+    return request.param
 
 
 def checked(case, impl, temperature=0.4, n=4, one_class=False, **more):
@@ -131,6 +138,23 @@ def test_compiles_into_one_graph(case):
 )
 def test_compiles_with_numbers_that_are_fixed(case):
     compiles(case, "aot_eager", False, (8,))
+
+
+@pytest.mark.parametrize("case", LOSSES, ids=str)
+def test_compiles_without_gradients(case):
+    """As an evaluation does."""
+    tensors, options = inputs_of(case, 8, 16)
+    numbers = {k: v.item() for k, v in numbers_of(case, 0.2).items()}
+
+    def step(tensors):
+        return case.plain(**tensors, **numbers, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tensors), step(tensors), rtol=1e-6, atol=0)
+    with torch.no_grad():
+        leaves = {k: v.clone().requires_grad_() for k, v in tensors.items()}
+        torch.testing.assert_close(compiled(leaves), step(tensors), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["sup_con"])

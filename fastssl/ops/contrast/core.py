@@ -83,12 +83,11 @@ def statistics(
         return distributed.statistics(p, chosen, process_group, strategy, names)
     if impl == "reference":
         rows, columns_ = reference.statistics(p)
-    else:
-        learning = torch.is_grad_enabled() and any(
-            isinstance(a, Tensor) and a.requires_grad for a in p
-        )
-        keep = learning and chosen == "cpu" and schema.worth_keeping(p)
+    elif torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in p):
+        keep = chosen == "cpu" and schema.worth_keeping(p)
         rows, columns_, _ = _differentiable(chosen, keep, *p)
+    else:  # torch.compile takes no Function with *arguments where nothing requires a gradient
+        rows, columns_ = kernels(chosen)[0](*p)
     return Statistics(rows, columns_, len(x), len(x if y is None else y))
 
 
