@@ -87,7 +87,7 @@ class Backward {
 
   static Needs needs(const Arguments& a, const Gradients& g) {
     Needs needs = needs_of(a, false);
-    needs.want_x = g.want_x;
+    needs.want_x = g.want_x || a.symmetric();
     needs.want_y = g.want_y;
     needs.kept = g.kept != nullptr;
     return needs;

@@ -3,7 +3,8 @@
 - `fastssl.compat.mae`: MAE's `random_masking`, `patchify`, `unpatchify`, `forward_loss`.
 - `fastssl.compat.transformers`: `patch_vit_mae` for a Hugging Face ViTMAE model.
 - `fastssl.compat.lightly.utils`: functions of `lightly.models.utils`.
-- `fastssl.compat.lightly`: lightly's `NTXentLoss`, `DCLLoss`, `DCLWLoss`, `MemoryBankModule`.
+- `fastssl.compat.lightly`: lightly's `NTXentLoss`, `DCLLoss`, `DCLWLoss`, `MemoryBankModule`,
+  from `fastssl.compat.lightly.loss` and `fastssl.compat.lightly.memory_bank`.
 - `fastssl.compat.solo_learn`: losses of solo-learn.
 - `fastssl.compat.pytorch_metric_learning`: `NTXentLoss`, `SupConLoss`, `CrossBatchMemory`.
 - `fastssl.compat.open_clip`: `ClipLoss`, `SigLipLoss`.
