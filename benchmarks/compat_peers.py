@@ -137,6 +137,22 @@ def supervised(rows: int, classes: int = 10, temperature: float = 0.1) -> Pair:
     return Pair(eager, ours, leaves((rows, 128)))
 
 
+def supervised_as_published(rows: int, classes: int = 10, temperature: float = 0.1) -> Pair:
+    """The same as SupContrast has it: logits less their maximum, exponentials, masks of numbers."""
+    labels = torch.arange(rows) % classes
+
+    def published(z):
+        z = F.normalize(z, dim=1)
+        s = z @ z.T / temperature
+        s = s - s.max(1, keepdim=True).values.detach()
+        others = 1 - torch.eye(rows)
+        positive = (labels[:, None] == labels).float() * others
+        log_p = s - (s.exp() * others).sum(1, keepdim=True).log()
+        return -((positive * log_p).sum(1) / positive.sum(1)).mean()
+
+    return Pair(published, supervised(rows, classes, temperature).ours, leaves((rows, 128)))
+
+
 def simclr(rows: int, temperature: float = 0.1) -> Pair:
     """solo-learn's SimCLR: exponentials as they are, sums of positives and negatives by masks."""
     indexes = torch.arange(rows // 2).repeat(2)
@@ -194,8 +210,9 @@ def cases() -> list[Case]:
         for n in (64, 256)
     ]  # fmt: skip
     found += [
-        Case("lightly", name, "M = 2048", 2048, part(lightly_loss, name, 1024))
+        Case("lightly", name, f"M = {m}", m, part(lightly_loss, name, m // 2))
         for name in ("DCLLoss", "DCLWLoss")
+        for m in (64, 2048)
     ]
     library, loss = "pytorch-metric-learning", metric_learning_loss
     found += [
@@ -219,11 +236,17 @@ def cases() -> list[Case]:
     ]  # fmt: skip
     found += [
         Case("equation 2, eager", "sup_con", f"M = {m}", m, part(supervised, m))
-        for m in (512, 4096)
+        for m in (64, 512, 4096)
+    ]
+    found += [
+        Case(
+            "SupContrast's formulation", "sup_con", f"M = {m}", m, part(supervised_as_published, m)
+        )
+        for m in (64, 4096)
     ]
     found += [
         Case("solo-learn's definition", "simclr_loss_func", f"M = {m}", m, part(simclr, m))
-        for m in (512, 4096)
+        for m in (64, 512, 4096)
     ]
     found += [
         Case("solo-learn's definition", "mocov2plus_loss_func, queue of 65,536", f"batch {n}", n,
@@ -232,6 +255,6 @@ def cases() -> list[Case]:
     ]  # fmt: skip
     found += [
         Case("solo-learn's definition", "mocov3_loss_func", f"B = {n}", n, part(moco_v3, n))
-        for n in (256, 1024)
+        for n in (64, 256, 1024)
     ]
     return found

@@ -31,3 +31,16 @@ def without_autocast(function: Callable) -> Callable:
             return function(*arguments, **keywords)
 
     return call
+
+
+def no_third_derivative() -> None:
+    """In the backward pass of a gradient: raise where its graph is wanted, too."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this loss can be differentiated twice, not three times")
+
+
+def autocast_enabled(x) -> bool:
+    """Whether autocast is on where the tensor lives."""
+    if not isinstance(x, torch.Tensor) or not torch.amp.is_autocast_available(x.device.type):
+        return False
+    return torch.is_autocast_enabled(x.device.type)

@@ -30,7 +30,7 @@ class MemoryBank(nn.Module):
     Every batch replaces as many of the oldest rows, whether or not K is a multiple of its length;
     of a batch larger than the bank, the last K rows are taken. Nothing waits for a device. The bank
     goes where its batches are and takes on their dtype, unless `dtype` is given: bfloat16 keys are
-    kept in bfloat16.
+    kept in bfloat16. Where `dtype` says otherwise, rows are converted at each read.
 
     What was read does not change when batches are enqueued, and may be part of any number of
     graphs. Compiled by torch.compile, enqueueing copies the bank; while a CUDA graph is captured,

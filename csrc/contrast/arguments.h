@@ -41,6 +41,27 @@ inline void check_window(const std::optional<Tensor>& t, int64_t size, const cha
                   what, " must be a float64 CPU matrix [2, rows]");
 }
 
+template <typename E>
+const E& at(const Tensor& t, int64_t i) {
+  return static_cast<const E*>(t.const_data_ptr())[i * t.stride(0)];
+}
+template <typename E>
+const E& at(const Tensor& t, int64_t i, int64_t j) {
+  return static_cast<const E*>(t.const_data_ptr())[i * t.stride(0) + j * t.stride(1)];
+}
+
+inline void check_index(const std::optional<Tensor>& index, int64_t columns, const char* what) {
+  if (!index) return;
+  std::vector<bool> taken(static_cast<size_t>(columns));
+  for (int64_t i = 0; i < index->size(0); ++i) {
+    const int64_t column = at<int64_t>(*index, i);
+    STD_TORCH_CHECK(-1 <= column && column < columns, what, " must be -1 or a row of y");
+    if (column < 0) continue;
+    STD_TORCH_CHECK(!taken[size_t(column)], what, " names a row of y twice");
+    taken[size_t(column)] = true;
+  }
+}
+
 inline void check(const Arguments& a) {
   STD_TORCH_CHECK(a.x.is_cpu() && a.x.dim() == 2 && a.x.numel() > 0 && a.other().is_cpu() &&
                       a.other().dim() == 2 && a.other().size(1) == a.x.size(1) &&
@@ -50,8 +71,9 @@ inline void check(const Arguments& a) {
   STD_TORCH_CHECK(!(a.symmetric() && a.excluded), "excluded is for two matrices");
   STD_TORCH_CHECK(!(a.kind == kSigmoid && (a.symmetric() || a.columns)),
                   "kind 1 (sigmoid) compares rows of x with those of y, one way");
-  STD_TORCH_CHECK(!(a.kind == kPaired && (a.metrics || a.row_window || a.column_window)),
-                  "kind 3 (pairs) has neither metrics nor windows");
+  STD_TORCH_CHECK(!(a.kind == kPaired && a.metrics), "kind 3 (pairs) has no metrics");
+  STD_TORCH_CHECK(a.kind == kSoftmax || !(a.row_window || a.column_window),
+                  "windows are for kind 0 (softmax)");
   STD_TORCH_CHECK(!a.labels_tell() || a.row_labels, "kinds 2 and 3 need labels");
   STD_TORCH_CHECK(!a.row_labels || a.symmetric() || a.column_labels, "columns need labels");
   STD_TORCH_CHECK(!(a.labels_tell() && a.partner), "labels or partners tell positives, not both");
@@ -62,17 +84,11 @@ inline void check(const Arguments& a) {
   check_window(a.row_window, a.rows(), "row_window");
   check_window(a.column_window, a.others(), "column_window");
   check_vector(a.threshold, a.rows(), ScalarType::Double, "threshold");
-  if (!a.partner) return;
-  const int64_t* partner = static_cast<const int64_t*>(a.partner->const_data_ptr());
-  const int64_t step = a.partner->stride(0);
-  std::vector<bool> taken(static_cast<size_t>(a.others()));
-  for (int64_t i = 0; i < a.rows(); ++i) {
-    const int64_t p = partner[i * step];
-    STD_TORCH_CHECK(-1 <= p && p < a.others(), "partner must be -1 or a row of y");
-    if (p < 0) continue;
-    STD_TORCH_CHECK(!taken[size_t(p)], "partner names a row of y twice");
-    taken[size_t(p)] = true;
-    STD_TORCH_CHECK(!a.symmetric() || (p != i && partner[p * step] == i),
+  check_index(a.excluded, a.others(), "excluded");
+  check_index(a.partner, a.others(), "partner");
+  for (int64_t i = 0; a.symmetric() && a.partner && i < a.rows(); ++i) {
+    const int64_t p = at<int64_t>(*a.partner, i);
+    STD_TORCH_CHECK(p < 0 || (p != i && at<int64_t>(*a.partner, p) == i),
                     "partners of one matrix must come in pairs");
   }
 }
@@ -152,15 +168,6 @@ inline Needs needs_of(const Arguments& a, bool forward) {
   needs.column_windows = a.column_window && a.columns;
   needs.metrics = a.metrics && forward;
   return needs;
-}
-
-template <typename E>
-const E& at(const Tensor& t, int64_t i) {
-  return static_cast<const E*>(t.const_data_ptr())[i * t.stride(0)];
-}
-template <typename E>
-const E& at(const Tensor& t, int64_t i, int64_t j) {
-  return static_cast<const E*>(t.const_data_ptr())[i * t.stride(0) + j * t.stride(1)];
 }
 
 // Labels as they are where lanes can hold them, else numbered by first appearance.

@@ -70,14 +70,6 @@ template <int64_t kind, typename T>
 inline void weigh_one(const Anchor<T> (&a)[2], Vec<T> t, Mask<T> positive, Mask<T> real,
                       const Mask<T> (&inside)[2], Vec<T>& g) {
   Vec<T> x[2], softplus[2], sigmoid[2];
-  if (kind == kSigmoid) {
-    const Vec<T> one[1] = {t};
-    Vec<T> unused[1], share[1];
-    softplus_and_sigmoid<T>(one, unused, share);
-    g = chosen<T>(real & inside[0], share[0] * a[0].weight) +
-        chosen<T>(real & inside[1], share[0] * a[1].weight);
-    return;
-  }
   for (int s = 0; s < 2; ++s) {
     x[s] = t - (kind == kLabelled ? (positive ? a[s].positive_lse : a[s].lse) : a[s].lse);
   }
@@ -96,8 +88,7 @@ inline void weigh_one(const Anchor<T> (&a)[2], Vec<T> t, Mask<T> positive, Mask<
 
 // A strip of G in its general form, from logits that are kNever<false> where they do not count.
 template <int64_t kind, typename T>
-void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows, T* g,
-               double* total) {
+void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows, T* g) {
   constexpr bool labelled = kind == kLabelled || kind == kPaired;
   const Side<T>&x = *pass.x, &y = *pass.y;
   Anchor<T> columns[kNv];
@@ -107,7 +98,6 @@ void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows
   }
   if (labelled) load_labels<T>(labels, y.labels + m.first_y + j);
   const Mask<T> all = Mask<T>{} == Mask<T>{};
-  Vec<T> sum = {};
   for (int64_t i = 0; i < rows; ++i) {
     const Anchor<T> row = row_anchor<T>(x, m.first_x + i, labelled);
     for (int c = 0; c < kNv; ++c) {
@@ -124,8 +114,25 @@ void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows
       }
       Vec<T> value;
       weigh_one<kind, T>({row, columns[c]}, t, positive, real, inside, value);
-      sum += value;
       store<T>(at, value);
+    }
+  }
+}
+
+// weight * sigmoid(t): rows alone are anchors, and windows are none of SigLIP's.
+template <typename T>
+void weigh_sigmoid(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows, T* g,
+                   double* total) {
+  Vec<T> sum = {};
+  for (int64_t i = 0; i < rows; i += kGroupRows) {
+    Group<T> t, softplus, sigmoid;
+    load_group(t, g + i * kPitch + j, kPitch);
+    softplus_and_sigmoid<T>(t, softplus, sigmoid);
+#pragma GCC unroll 8
+    for (int n = 0; n < kGroupRows * kNv; ++n) {
+      const Vec<T> value = sigmoid[n] * pass.x->weight[m.first_x + i + n / kNv];
+      sum += value;
+      store<T>(g + (i + n / kNv) * kPitch + j + n % kNv * kLanes<T>, value);
     }
   }
   *total += double(lane_sum<T>(sum));
@@ -182,16 +189,16 @@ void fill_g(const Pass<T>& pass, const Meeting<T>& m, T* g, double* total) {
     const int64_t rows = exponents<false>(pass, m, j, g + j, kPitch);
     switch (pass.kind) {
       case kSoftmax:
-        weigh_any<kSoftmax>(pass, m, j, rows, g, total);
+        weigh_any<kSoftmax>(pass, m, j, rows, g);
         break;
       case kSigmoid:
-        weigh_any<kSigmoid>(pass, m, j, rows, g, total);
+        weigh_sigmoid(pass, m, j, rows, g, total);
         break;
       case kLabelled:
-        weigh_any<kLabelled>(pass, m, j, rows, g, total);
+        weigh_any<kLabelled>(pass, m, j, rows, g);
         break;
       case kPaired:
-        weigh_any<kPaired>(pass, m, j, rows, g, total);
+        weigh_any<kPaired>(pass, m, j, rows, g);
         break;
     }
   }

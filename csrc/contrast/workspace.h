@@ -103,7 +103,7 @@ struct Workspace {
   // Rows of x in one or two parts; y null where they are compared with each other.
   Workspace(const Tensor& x0, const Tensor* x1, const Tensor* y, double natural_scale,
             bool normalize_x, bool normalize_y, const Needs& needs)
-      : k(kernels<T>()), needs(needs), scale(natural_scale) {
+      : k(kernels<T>()), needs(needs) {
     pass.symmetric = y == nullptr;
     pass.depth = x0.size(1);
     pass.padded_depth = (pass.depth + k.tile_columns - 1) / k.tile_columns * k.tile_columns;
@@ -252,7 +252,6 @@ struct Workspace {
 
   const Kernels<T>& k;
   const Needs needs;
-  const double scale;
   Pass<T> pass{};
   Side<T> x{}, y{};
   int64_t workers, scratch_size;

@@ -73,6 +73,9 @@ def main() -> None:
         loss = function(out0, out1, labels)
         loss.backward()
         found[name] = loss.detach(), out0.grad, out1.grad
+    shard = slice(0, N + 1) if rank == 0 else slice(N + 1, None)
+    out0, out1, _ = data()
+    found["uneven"] = lightly.SupConLoss(TAU, True)(out0[shard], out1[shard])
     for kind in (fastssl, lightly):
         torch.manual_seed(0)
         module = kind.NTXentLoss(TAU, (K, D), gather_distributed=True).double()

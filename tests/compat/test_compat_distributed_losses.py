@@ -82,6 +82,12 @@ def test_losses(found, name):
         torch.testing.assert_close(found[rank][name], wanted)
 
 
+def test_pairs_of_uneven_shards_have_labels_of_their_own(found):
+    out0, out1, _ = data()
+    mean = sum(found[rank]["uneven"] for rank in RANKS) / len(RANKS)
+    torch.testing.assert_close(mean, fastssl.nt_xent(out0, out1, TAU))
+
+
 def test_moco_v3(found):
     _, keys, _ = data()
     for rank in RANKS:

@@ -339,3 +339,30 @@ def test_memory_grows_with_the_rows(case):
         case.plain(**leaves, **options).backward()
 
     assert peak(step) < 20
+
+
+@pytest.mark.parametrize("temperature", [0.5, -0.5])
+def test_margins_that_exclude_each_other_leave_no_negative(temperature, impl):
+    x, y = torch.tensor([[1.0, 0], [0.9, 0.43589]]), torch.tensor([[1.0, 0], [0.6, 0.8]])
+    margins = {"false_negative_margin": -0.5, "hard_negative_margin": 0.3}
+    rows = fastssl.info_nce(x, y, temperature=temperature, reduction="none", impl=impl, **margins)
+    assert torch.equal(rows, torch.zeros(2))
+    queue = torch.tensor([[0.6, 0.8], [0.8, 0.6]])
+    rows = fastssl.info_nce(
+        x, y, queue, temperature=temperature, reduction="none", impl=impl, **margins
+    )
+    assert torch.equal(rows, torch.zeros(2))
+
+
+def test_what_is_kept_for_the_backward_pass_is_bounded():
+    """At most twice the rows, padding included."""
+    from fastssl.ops.contrast import schema
+    from fastssl.ops.contrast.pairs import SOFTMAX, Pairs
+
+    def worth(rows, columns, depth):
+        x, y = torch.empty(rows, depth), torch.empty(columns, depth)
+        flags = SOFTMAX, True, True, True, False
+        return schema.worth_keeping(Pairs(x, y, None, 1.0, None, *flags, *[None] * 7))
+
+    assert worth(64, 64, 128) and worth(512, 512, 512)
+    assert not worth(4096, 4096, 512) and not worth(1, 65536, 2) and not worth(5, 5, 3)

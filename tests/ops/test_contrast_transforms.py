@@ -46,6 +46,16 @@ def checked(case, impl, temperature=0.4, n=4, one_class=False, **more):
     return loss, [leaves[k] for k in names]
 
 
+@pytest.mark.parametrize("negatives", [None, torch.randn(6, 3, dtype=torch.float64)])
+def test_a_third_derivative_is_refused(negatives):
+    """Rather than wrong in silence."""
+    x, y = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss = fastssl.info_nce(x, y, negatives, impl="cpu")
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice, not three times"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", WHOLE, ids=str)
 def test_gradcheck(case, reduction, impl):

@@ -162,7 +162,8 @@ class SupConLoss(nn.Module):
         """
         group = group_of(None, self.gather_distributed)
         if labels is None:
-            first = 0 if group is None else torch.distributed.get_rank(group) * len(out0)
-            labels = torch.arange(first, first + len(out0), device=out0.device)
+            # Those of all ranks differ, however many rows each has.
+            rank = 0 if group is None else torch.distributed.get_rank(group)
+            labels = torch.arange(len(out0), device=out0.device) + (rank << 32)
         views = torch.cat([out0, out1])
         return sup_con(views, labels.repeat(2), self.temperature, process_group=group)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from fastssl._autograd import autocast_enabled
 from fastssl._checks import FLOATING, checked_floating, checked_number
 from fastssl.ops.nt_xent import checked_temperature
+from fastssl.ops.nt_xent.schema import REDUCTIONS
 
-REDUCTIONS = ("none", "mean", "sum")
 STRATEGIES = ("gather", "ring")
 
 
@@ -100,7 +101,7 @@ def checked_strategy(strategy) -> None:
 
 def promoted(*tensors):
     """Under autocast, tensors of one dtype: the widest of theirs."""
-    if not autocast(tensors[0]):
+    if not autocast_enabled(tensors[0]):
         return tensors
     if not all(isinstance(x, Tensor) and x.dtype in FLOATING for x in tensors):
         return tensors  # the checks will say so
@@ -110,16 +111,9 @@ def promoted(*tensors):
     return tuple(x.to(dtype) for x in tensors)
 
 
-def autocast(x) -> bool:
-    """Whether autocast is on where `x` lives."""
-    if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
-        return False
-    return torch.is_autocast_enabled(x.device.type)
-
-
 def out_dtype(x: Tensor) -> torch.dtype:
     """A loss has the inputs' dtype; under autocast, at least float32."""
-    return torch.promote_types(x.dtype, torch.float32) if autocast(x) else x.dtype
+    return torch.promote_types(x.dtype, torch.float32) if autocast_enabled(x) else x.dtype
 
 
 def reduced(losses: Tensor, reduction: str, share: float, dtype: torch.dtype) -> Tensor:

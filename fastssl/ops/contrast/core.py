@@ -4,10 +4,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastssl import _dispatch
-from fastssl._autograd import applied
+from fastssl._autograd import applied, no_third_derivative
 from fastssl._checks import compute_dtype
 from fastssl.ops.contrast import cuda, reference, schema  # noqa: F401 (both register operators)
 from fastssl.ops.contrast.pairs import SOFTMAX, Pairs
@@ -81,14 +80,19 @@ def statistics(
         from fastssl.ops.contrast import distributed
 
         return distributed.statistics(p, chosen, process_group, strategy, names)
-    if impl == "reference":
-        rows, columns_ = reference.statistics(p)
-    elif torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in p):
-        keep = chosen == "cpu" and schema.worth_keeping(p)
-        rows, columns_, _ = _differentiable(chosen, keep, *p)
-    else:  # torch.compile takes no Function with *arguments where nothing requires a gradient
-        rows, columns_ = kernels(chosen)[0](*p)
+    rows, columns_ = in_one_process(p, chosen)
     return Statistics(rows, columns_, len(x), len(x if y is None else y))
+
+
+def in_one_process(p: Pairs, impl: str) -> tuple[Tensor, Tensor]:
+    """The statistics of rows and of columns, differentiable."""
+    if impl == "reference":
+        return reference.statistics(p)
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in p):
+        keep = impl == "cpu" and schema.worth_keeping(p)
+        return _differentiable(impl, keep, *p)[:2]
+    # torch.compile takes no Function with *arguments where nothing requires a gradient.
+    return kernels(impl)[0](*p)
 
 
 def kernels(impl: str):
@@ -154,8 +158,8 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(*(a if isinstance(a, Tensor) else None for a in arguments))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
+        no_third_derivative()
         count = len(Pairs._fields)
         arguments = [
             b if a is None else a for a, b in zip(ctx.saved_tensors, ctx.plain, strict=True)

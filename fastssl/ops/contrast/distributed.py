@@ -33,19 +33,19 @@ def statistics(p: Pairs, impl: str, group, strategy: str, names=("x", "y")) -> c
     if plan.strategy == "ring" and p.metrics and p.kind in (SIGMOID, PAIRED):
         raise ValueError("strategy: 'ring' has no metrics of losses without a softmax over a row")
     # One rank needs no other: the kernels of one process, and second derivatives.
-    call = core._differentiable if ranks.world == 1 else _Statistics.apply
-    rows, columns = call(impl, *p) if ranks.world == 1 else call(plan, impl, *p)
+    alone = ranks.world == 1
+    rows, columns = core.in_one_process(p, impl) if alone else _Statistics.apply(plan, impl, *p)
     return core.Statistics(
         rows, columns, sum(plan.rows) / ranks.world, sum(plan.columns) / ranks.world
     )
 
 
 @torch.compiler.disable
-def mean_rows(n: int, device: torch.device, group, name: str = "query") -> float:
+def mean_rows(n: int, device: torch.device, group) -> float:
     """All ranks' rows over the number of ranks; ValueError on all ranks where one has none."""
     ranks = Ranks(group, device)
     sizes = ranks.integers(torch.tensor([n], device=device))
-    return not_empty(name, [n for (n,) in sizes]) / ranks.world
+    return not_empty("query", [n for (n,) in sizes]) / ranks.world
 
 
 @torch.compiler.disable

@@ -7,9 +7,8 @@ again.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastssl._autograd import applied
+from fastssl._autograd import applied, no_third_derivative
 from fastssl._checks import compute_dtype
 from fastssl.ops.contrast import schema
 
@@ -63,8 +62,8 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(grad, z, rows, scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
+        no_third_derivative()
         grad, z, rows, scale = ctx.saved_tensors
         factor, normalize = ctx.options
         with torch.enable_grad():

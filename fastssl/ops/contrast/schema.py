@@ -138,7 +138,7 @@ def worth_keeping(p: Pairs) -> bool:
     rows = p.x.shape[0]
     plain = p.kind in (SOFTMAX, LABELLED) and not p.metrics
     windows = p.row_window is not None or p.column_window is not None
-    return plain and not windows and rows * columns <= 2 * (rows + columns) * depth
+    return plain and not windows and kept_size(p) <= 2 * (rows + columns) * depth
 
 
 def _forward_kept(*pairs):

@@ -31,7 +31,9 @@ def margins_window(x, y, scale, normalize, false_negative, hard_negative) -> Ten
         low = positive - (torch.inf if hard_negative is None else hard_negative)
         high = positive + (torch.inf if false_negative is None else false_negative)
         edges = torch.stack([low, high]) * scale
-        return torch.stack([edges.amin(0), edges.amax(0)])
+        # Turned round by a negative scale. A window that was empty stays so.
+        turned = torch.as_tensor(scale, device=edges.device) < 0
+        return torch.where(turned, edges.flip(0), edges)
 
 
 def view_statistics(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
-from fastssl._autograd import applied
+from fastssl._autograd import applied, autocast_enabled
 from fastssl._checks import FLOATING, checked_floating, compute_dtype
 from fastssl.ops.nt_xent import cuda, reference, schema  # noqa: F401 (cuda registers kernels)
 
@@ -66,7 +66,7 @@ def nt_xent(
         ValueError: shapes, devices, temperature, `reduction` or `impl` are not acceptable.
         RuntimeError: `impl` cannot run here.
     """
-    autocast = _autocast(z0)
+    autocast = autocast_enabled(z0)
     both = autocast and isinstance(z1, Tensor) and {z0.dtype, z1.dtype} <= set(FLOATING)
     if both and z0.dtype != z1.dtype:
         dtype = torch.promote_types(z0.dtype, z1.dtype)
@@ -93,12 +93,6 @@ def nt_xent(
     else:
         loss, _, _ = _differentiable(z0, z1, temperature, tau, normalize, reduction, chosen)
     return loss if loss.dtype == out_dtype else loss.to(out_dtype)
-
-
-def _autocast(z0) -> bool:
-    if not isinstance(z0, Tensor) or not torch.amp.is_autocast_available(z0.device.type):
-        return False
-    return torch.is_autocast_enabled(z0.device.type)
 
 
 def _check(z0, z1, temperature, normalize, reduction, group) -> tuple[Tensor | None, float]:
