@@ -57,13 +57,18 @@ inline const T* slab_of(const Pass<T>& pass, const Side<T>& side, int64_t block)
   return side.slabs + block * side.block * pass.padded_depth;
 }
 
-// The products of kMr rows (from a slab of `block` rows) with kNr rows (a panel).
+// So many columns of a panel, read again for each tile of a strip, stay in the first level cache.
+constexpr int64_t kChunk = 256;
+
+// tile += the products of kMr rows (from a slab of `block` rows) with kNr rows (a panel), over the
+// columns from `first` to `last`.
 template <typename T>
-inline void similarities(Tile<T>& tile, const Pass<T>& pass, const T* slab, int64_t block,
-                         const T* panel) {
-  clear(tile);
-  for (int64_t k = 0; k < pass.depth; k += kNr<T>) {
-    const int64_t left = pass.depth - k;
+inline void similarities(Tile<T>& tile, const T* slab, int64_t block, const T* panel, int64_t first,
+                         int64_t last) {
+  slab += first * block;
+  panel += first * kNr<T>;
+  for (int64_t k = first; k < last; k += kNr<T>) {
+    const int64_t left = last - k;
     multiply<kNr<T>, 1>(tile, slab, panel, left < kNr<T> ? left : kNr<T>);
     slab += block * kNr<T>;
     panel += kNr<T> * kNr<T>;
@@ -170,9 +175,17 @@ inline void drop_outside(const T* low, const T* high, int64_t rows, T* out, int6
   }
 }
 
+// How many rows a strip from column `j` of the block on has, a multiple of kMr: none of those that
+// lie wholly below the diagonal.
+template <typename T>
+inline int64_t strip_rows(const Meeting<T>& m, int64_t j) {
+  int64_t i = 0;
+  while (i < m.rows && !(m.diagonal && j + kNr<T> - 1 <= i)) i += kMr;
+  return i;
+}
+
 // The exponents of a block of rows with the kNr rows of y from `j` of its block on: t_ij - bound
-// where bounded, t_ij otherwise, row by row, `pitch` apart. Returns how many rows there are, a
-// multiple of kMr: none of those that lie wholly below the diagonal.
+// where bounded, t_ij otherwise, row by row, `pitch` apart. Returns how many rows there are.
 //
 // The exponentials are taken from there, a strip at a time: 5 to 8 % faster in all, at 8,192 rows,
 // than in registers where each tile ends.
@@ -183,26 +196,38 @@ inline int64_t exponents(const Pass<T>& pass, const Meeting<T>& m, int64_t j, T*
   const T* slab = x.slabs + m.first_x * pass.padded_depth;
   const T* panel = y.panels + (m.first_y + j) * pass.depth;
   const T shift = bounded ? pass.bound + pass.shift : pass.shift;
-  int64_t i = 0;
-  for (; i < m.rows; i += kMr) {
-    if (m.diagonal && j + kNr<T> - 1 <= i) break;
-    Tile<T> tile;
-    similarities(tile, pass, slab + i * kNr<T>, x.block, panel);
-    T* to = out + i * pitch;
+  const int64_t rows = strip_rows(m, j);
+  for (int64_t first = 0; first < pass.depth; first += kChunk) {
+    const bool more = first + kChunk < pass.depth;
+    const int64_t last = more ? first + kChunk : pass.depth;
+    for (int64_t i = 0; i < rows; i += kMr) {
+      T* to = out + i * pitch;
+      Tile<T> tile;
+      clear(tile);
+      if (first > 0) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kMr; ++r) {
+        for (int r = 0; r < kMr; ++r) {
 #pragma GCC unroll 2
-      for (int c = 0; c < kNv; ++c) {
-        store<T>(to + r * pitch + c * kLanes<T>, tile.v[r][c] * pass.scale - shift);
+          for (int c = 0; c < kNv; ++c) tile.v[r][c] = load<T>(to + r * pitch + c * kLanes<T>);
+        }
+      }
+      similarities(tile, slab + i * kNr<T>, x.block, panel, first, last);
+#pragma GCC unroll 16
+      for (int r = 0; r < kMr; ++r) {
+#pragma GCC unroll 2
+        for (int c = 0; c < kNv; ++c) {
+          const Vec<T> sum = tile.v[r][c];
+          store<T>(to + r * pitch + c * kLanes<T>, more ? sum : sum * pass.scale - shift);
+        }
       }
     }
   }
   constexpr T never = kNever<bounded, T>;
-  if (m.special) replace(pass, m, j, i, never, out, pitch);
+  if (m.special) replace(pass, m, j, rows, never, out, pitch);
   if (pass.equal_labels_drop) {
-    drop_equal_labels(x.labels + m.first_x, y.labels + m.first_y + j, i, never, out, pitch);
+    drop_equal_labels(x.labels + m.first_x, y.labels + m.first_y + j, rows, never, out, pitch);
   }
-  return i;
+  return rows;
 }
 
 // Where the exponentials of a strip are kept, or null.
@@ -210,14 +235,6 @@ template <typename T>
 inline T* kept_strip(const Pass<T>& pass, const Meeting<T>& m, int64_t j) {
   if (pass.kept == nullptr) return nullptr;
   return pass.kept + m.first_x * pass.kept_pitch + m.first_y + j;
-}
-
-// How many rows a strip has; see `exponents`.
-template <typename T>
-inline int64_t strip_rows(const Meeting<T>& m, int64_t j) {
-  int64_t i = 0;
-  while (i < m.rows && !(m.diagonal && j + kNr<T> - 1 <= i)) i += kMr;
-  return i;
 }
 
 // Two rows of a strip, which go through the exponential together.

@@ -84,11 +84,12 @@ inline int64_t common_multiple(int64_t a, int64_t b) {
   return multiple;
 }
 
-// A block and what it meets (two slabs, two gradients, one block of G) shall stay in the second
-// level cache; there shall be `fewest` blocks to share.
+// A block and what it meets (two slabs, two gradients, one block of G) shall be found in the near
+// caches, but larger blocks load and store less: 1,000 KiB made CLIP's loss 18 % faster than 384 at
+// D = 512, with 512 KiB of second level cache. There shall be `fewest` blocks to share.
 template <typename T>
 int64_t block_rows(int64_t rows, int64_t padded_depth, int64_t unit, int64_t most, double fewest) {
-  constexpr double kCache = 384 * 1024;
+  constexpr double kCache = 1000 * 1024;
   int64_t block = most / unit * unit;
   while (block > unit) {
     const double bytes = (4.0 * padded_depth + block) * block * sizeof(T);
