@@ -56,7 +56,7 @@ class Pairs(NamedTuple):
     partner: Tensor | None  # int64 [R], no column twice
     row_labels: Tensor | None  # int64 [R]
     column_labels: Tensor | None  # int64 [C]; None where y is None
-    row_window: Tensor | None  # SOFTMAX only, float64 [2, R]: least and greatest logit of a negative
+    row_window: Tensor | None  # SOFTMAX only, float64 [2, R]: a negative's least and greatest logit
     column_window: Tensor | None  # float64 [2, C]; None where y is None: that of rows
     threshold: Tensor | None  # float64 [R]
 
