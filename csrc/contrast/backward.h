@@ -123,11 +123,16 @@ void weigh_any(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows
 template <typename T>
 void weigh_sigmoid(const Pass<T>& pass, const Meeting<T>& m, int64_t j, int64_t rows, T* g,
                    double* total) {
+  const T* kept = kept_strip(pass, m, j);
   Vec<T> sum = {};
   for (int64_t i = 0; i < rows; i += kGroupRows) {
     Group<T> t, softplus, sigmoid;
-    load_group(t, g + i * kPitch + j, kPitch);
-    softplus_and_sigmoid<T>(t, softplus, sigmoid);
+    if (kept != nullptr) {
+      load_group(sigmoid, kept + i * pass.kept_pitch, pass.kept_pitch);
+    } else {
+      load_group(t, g + i * kPitch + j, kPitch);
+      softplus_and_sigmoid<T>(t, softplus, sigmoid);
+    }
 #pragma GCC unroll 8
     for (int n = 0; n < kGroupRows * kNv; ++n) {
       const Vec<T> value = sigmoid[n] * pass.x->weight[m.first_x + i + n / kNv];
@@ -186,7 +191,8 @@ void fill_g(const Pass<T>& pass, const Meeting<T>& m, T* g, double* total) {
       }
       continue;
     }
-    const int64_t rows = exponents<false>(pass, m, j, g + j, kPitch);
+    const int64_t rows =
+        pass.kept != nullptr ? strip_rows(m, j) : exponents<false>(pass, m, j, g + j, kPitch);
     switch (pass.kind) {
       case kSoftmax:
         weigh_any<kSoftmax>(pass, m, j, rows, g);

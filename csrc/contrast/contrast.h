@@ -107,8 +107,8 @@ struct Pass {
   bool bounded;
   bool equal_labels_drop;  // pairs of one label are no candidates
   bool expected;           // forward: x.grad becomes sum_j 2^(t_ij - bound) y_j besides
-  // Null, or 2^(t - bound) of all pairs, rows `kept_pitch` apart: the forward pass writes them, the
-  // backward pass reads them instead of computing them again.
+  // Null, or 2^(t - bound) (kSigmoid: sigmoid(t)) of all pairs, rows `kept_pitch` apart: the
+  // forward pass writes them, the backward pass reads them instead of computing them again.
   T* kept;
   int64_t kept_pitch;
   T close_scale, close_shift;  // metrics: 4 log2(e) (s / scale - 1) = t * close_scale + close_shift

@@ -55,9 +55,8 @@ std::tuple<Tensor, Tensor> contrast_forward(FASTSSL_PAIRS) {
 std::tuple<Tensor, Tensor, Tensor> contrast_forward_kept(FASTSSL_PAIRS) {
   const Arguments a = FASTSSL_ARGUMENTS;
   check(a);
-  STD_TORCH_CHECK(
-      (kind == kSoftmax || kind == kLabelled) && !metrics && !row_window && !column_window,
-      "exponentials are kept for kinds 0 and 2 without metrics and windows");
+  STD_TORCH_CHECK(kind != kPaired && !metrics && !row_window && !column_window,
+                  "exponentials are kept for kinds 0 to 2 without metrics and windows");
   const bool wide = x.scalar_type() == ScalarType::Double;
   const Tensor kept =
       torch::stable::new_empty(x, {kept_size(a)}, wide ? ScalarType::Double : ScalarType::Float);

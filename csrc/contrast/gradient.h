@@ -39,7 +39,7 @@ class Backward {
     if (g_.kept != nullptr) {
       pass_.kept = static_cast<T*>(g_.kept->mutable_data_ptr());
       pass_.kept_pitch = kept_pitch(a_);
-      pass_.bounded = true;
+      pass_.bounded = a_.kind != kSigmoid;
       pass_.bound = pass_.kept[kept_size(a_) - 1];
     }
     const bool bounded = !a_.row_window && !a_.column_window;

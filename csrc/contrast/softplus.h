@@ -74,6 +74,7 @@ void forward_sigmoid(const Pass<T>& pass, const Meeting<T>& m, T* scratch) {
   clear_rows(row_sums, pass.x->block * kLanes<T>);
   for (int64_t j = 0; j < m.columns; j += kNr<T>) {
     const int64_t rows = candidates<false>(pass, m, j, strip, kNr<T>);
+    T* kept = kept_strip(pass, m, j);
     for (int64_t i = 0; i < rows; i += kGroupRows) {
       Group<T> x, softplus, sigmoid;
       load_group(x, strip + i * kNr<T>, kNr<T>);
@@ -81,6 +82,9 @@ void forward_sigmoid(const Pass<T>& pass, const Meeting<T>& m, T* scratch) {
       for (int n = 0; n < kGroupRows * kNv; ++n) {
         T* to = row_sums + (i + n / kNv) * kLanes<T>;
         store<T>(to, load<T>(to) + softplus[n]);
+        if (kept != nullptr) {
+          store<T>(kept + (i + n / kNv) * pass.kept_pitch + n % kNv * kLanes<T>, sigmoid[n]);
+        }
       }
     }
   }

@@ -101,7 +101,10 @@ class Forward {
         finish(side, block);
       });
     });
-    if (kept != nullptr) exponentials[kept_size(a_) - 1] = pass_.bounded ? pass_.bound : T(-1);
+    if (kept != nullptr) {
+      const bool whole = pass_.bounded || a_.kind == kSigmoid;
+      exponentials[kept_size(a_) - 1] = whole ? pass_.bound : T(-1);
+    }
     return {*rows_, *columns_};
   }
 

@@ -28,7 +28,6 @@ from fastssl.ops.contrast.pairs import (
     ROWS,
     ROWS_WITH_METRICS,
     SIGMOID,
-    SOFTMAX,
     Pairs,
     masks,
 )
@@ -136,7 +135,7 @@ def worth_keeping(p: Pairs) -> bool:
     """Whether the exponentials of all pairs take no more memory than O((R + C) D)."""
     columns, depth = (p.x if p.y is None else p.y).shape
     rows = p.x.shape[0]
-    plain = p.kind in (SOFTMAX, LABELLED) and not p.metrics
+    plain = p.kind != PAIRED and not p.metrics
     windows = p.row_window is not None or p.column_window is not None
     return plain and not windows and kept_size(p) <= 2 * (rows + columns) * depth
 
