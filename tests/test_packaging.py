@@ -85,6 +85,7 @@ def test_metadata(wheel, names):
         "train",
         "test",
         "bench",
+        "compat",
     ]
 
 
