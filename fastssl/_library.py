@@ -6,7 +6,9 @@ info` prints it, and an implementation that is asked for by name and missing rai
 
 import os
 import warnings
+from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 
 import torch
 
@@ -48,3 +50,21 @@ if "cpu" in _required and cpu_error:
     raise ImportError(f"FASTSSL_REQUIRE asks for the CPU library: {cpu_error}")
 if "cuda" in _required and cuda_error:
     raise ImportError(f"FASTSSL_REQUIRE asks for the CUDA library: {cuda_error}")
+
+
+def register_triton(op: str) -> None:
+    """Register `<op>_forward` and `<op>_backward` of fastssl.ops.<op>.triton for CUDA tensors.
+
+    The module is imported at their first call: it imports Triton's compiler, which `import fastssl`
+    shall not pay for. Without Triton nothing is registered, and CUDA tensors go to the reference.
+    """
+    if find_spec("triton") is None:
+        return
+
+    def launcher(name: str):
+        return lambda *arguments: getattr(import_module(f"fastssl.ops.{op}.triton"), name)(
+            *arguments
+        )
+
+    for name in ("forward", "backward"):
+        LIBRARY.impl(f"{op}_{name}", launcher(name), "CUDA")
