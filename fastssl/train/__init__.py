@@ -24,7 +24,8 @@ if _missing:
         name=_missing[0],
     )
 
-from fastssl.train.config import Config, UsageError  # noqa: E402
+from fastssl.train.config import Config  # noqa: E402
+from fastssl.train.errors import UsageError  # noqa: E402
 from fastssl.train.method import Method  # noqa: E402
 from fastssl.train.run import Run, pretrain  # noqa: E402
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-
-class UsageError(ValueError):
-    """Something the caller can put right: an argument, a folder, a data file."""
+from fastssl.train.data import ANY_SIZE, CHOICES
+from fastssl.train.errors import UsageError
+from fastssl.train.vit import SIZES
 
 
 def option(
@@ -35,9 +35,11 @@ class Config:
         UsageError: a value has the wrong type or is out of range; the message names the argument.
     """
 
-    WIDTHS: ClassVar[dict[str, int]] = {"small": 16, "resnet18": 64}
+    WIDTHS: ClassVar[dict[str, int]] = {"small": 16, "resnet18": 64, "resnet50": 64} | {
+        name: size.width for name, size in SIZES.items()
+    }
 
-    data: str = option("digits", "What to train on.", choices=("digits", "cifar10", "folder:PATH"))
+    data: str = option("digits", "What to train on.", choices=CHOICES)
     root: Path | None = option(None, "Folder that holds cifar-10-batches-py.")
     limit: int | None = option(None, "Use only the first N images of each split.", least=1)
     image_size: int = option(
@@ -49,9 +51,16 @@ class Config:
     lr: float = option(2e-3, "Peak learning rate of AdamW.", above=0)
     weight_decay: float = option(1e-4, "Weight decay of AdamW; none on biases and norms.", least=0)
     warmup: float = option(0.1, "Share of all steps in which the rate rises to its peak.", least=0)
-    backbone: str = option("small", "Encoder.", choices=("small", "resnet18"))
+    backbone: str = option("small", "Encoder.", choices=(*WIDTHS, "timm:NAME", "torchvision:NAME"))
     width: int | None = option(
-        None, "Channels of the first stage, by default 16 (small) or 64 (resnet18).", least=1
+        None,
+        "Channels of the first stage, or size of the tokens; by default its own.",
+        least=1,
+    )
+    stem: str = option(
+        "auto",
+        "First layers of a ResNet, by the images' side.",
+        choices=("auto", "cifar", "imagenet"),
     )
     precision: str = option(
         "32-true", "Arithmetic, as Fabric names it.", choices=("32-true", "bf16-mixed", "16-mixed")
@@ -71,8 +80,8 @@ class Config:
             if value is not None:
                 _check(field.name, value, **field.metadata)
         if self.width is None:
-            self.width = self.WIDTHS[self.backbone]
-        if self.image_size != 32 and not self.data.startswith("folder:"):
+            self.width = self.WIDTHS.get(self.backbone)
+        if self.image_size != 32 and self.data.partition(":")[0] not in ANY_SIZE:
             raise UsageError(f"image_size: got {self.image_size}, {self.data} has images of 32")
         if self.warmup >= 1:
             raise UsageError(f"warmup: got {self.warmup}, must be below 1")
@@ -117,7 +126,7 @@ def _coerce(name: str, value, expected):
 
 def _check(name: str, value, *, help: str, least, above, below, choices) -> None:
     # "folder:PATH" stands for every value that begins with "folder:".
-    prefixes = tuple(choice.removesuffix("PATH") for choice in choices if choice.endswith(":PATH"))
+    prefixes = tuple(c[: c.index(":") + 1] for c in choices if c.rpartition(":")[2].isupper())
     chosen = value in choices or (prefixes and value.startswith(prefixes))
     if choices and not chosen or value in prefixes:
         near = difflib.get_close_matches(value, choices, 1)

@@ -67,7 +67,7 @@ def extract(backbone: nn.Module, data: Data, device: torch.device, batch: int = 
         parts = [backbone(to_float(part.to(device))).float().cpu() for part in images.split(batch)]
         return torch.cat(parts).numpy()
 
-    train, test = of(data.train.images), of(data.test.images)
+    train, test = of(data.train.inputs), of(data.test.inputs)
     backbone.train(training)
     # Of all training images: standardising takes no labels.
     scaler = StandardScaler().fit(train)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastssl.train.config import UsageError
+import torch
+
+from fastssl.train.errors import UsageError
 
 #: Keywords that may differ between a run and its continuation.
 _FREE = {"out", "root", "resume", "overwrite", "evaluate"}
@@ -41,6 +43,30 @@ class RunFolder:
             self._check_same(described)
         elif self.path.is_dir() and any(self.path.iterdir()) and not described["overwrite"]:
             raise UsageError(f"out: {self.path} is not empty; give overwrite or resume")
+
+    def read_config(self) -> dict:
+        """What the run was told, its method among it.
+
+        Raises:
+            UsageError: the folder holds no run.
+        """
+        try:
+            described = json.loads(self.config.read_text())
+            return {**described, "method": described["method"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"out: {self.path} holds no run ({error})") from None
+
+    def read_checkpoint(self) -> dict:
+        """The content of the last checkpoint, on the CPU.
+
+        Raises:
+            UsageError: there is none, or it is damaged.
+        """
+        try:
+            return torch.load(self.checkpoint, "cpu", weights_only=True)
+        # A damaged file raises almost anything.
+        except Exception as error:
+            raise UsageError(f"{self.checkpoint} is no checkpoint, or damaged: {error}") from error
 
     def begin(self, described: dict) -> None:
         """Makes the folder ready for a new run and writes its config.json."""

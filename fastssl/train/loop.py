@@ -15,7 +15,8 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fastssl.train.config import Config, UsageError
+from fastssl.train.config import Config
+from fastssl.train.errors import UsageError
 from fastssl.train.folder import RunFolder, replacing
 from fastssl.train.method import Method
 from fastssl.train.metrics import Metrics

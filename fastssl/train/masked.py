@@ -12,8 +12,9 @@ from fastssl import masking
 from fastssl.augment import Augment, Recipe
 from fastssl.masking import MaskPlan
 from fastssl.train import vit
-from fastssl.train.config import Config, UsageError, option
+from fastssl.train.config import Config, option
 from fastssl.train.data import Data
+from fastssl.train.errors import UsageError
 from fastssl.train.method import Method
 from fastssl.train.views import MEAN, STD
 
@@ -67,7 +68,7 @@ class MaskedImages(Method):
 
     def __init__(self, config: MaskedConfig, data: Data):
         super().__init__(config, data)
-        _, channels, *image = data.train.images.shape
+        _, channels, *image = data.train.inputs.shape
         self.backbone = vit.VisionTransformer(
             channels, tuple(image), config.patch_size, config.backbone, config.width
         )
@@ -103,7 +104,7 @@ class MaskedImages(Method):
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Test images, what was left of them, and the reconstruction."""
-        levels = data.test.images[:SHOWN].to(device)
+        levels = data.test.inputs[:SHOWN].to(device)
         plan = self.plan(torch.arange(len(levels), device=device), 0)
         pred = self.predict(levels, plan).float()
         rows = reconstruct(levels, pred, plan, self.config.patch_size, self.norm_pix)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 _methods: dict[str, type["Method"]] = {}
 
 
+@dataclass(frozen=True)
+class Task:
+    """How well a method answers its own question on test samples.
+
+    Attributes:
+        question: such as "which rotation", for tables.
+        accuracy: 0 to 1.
+        chance: accuracy of guessing, 0 to 1.
+    """
+
+    question: str
+    accuracy: float
+    chance: float
+
+
 class Method(nn.Module, ABC):
     """A self-supervised method: its model, its views, its loss and what it logs.
 
@@ -27,6 +43,8 @@ class Method(nn.Module, ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[Config]] = Config
+    #: The kind of data that it takes: "images", "captions" (images with texts) or "texts".
+    wants: ClassVar[str] = "images"
     #: Of AdamW.
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     backbone: nn.Module
@@ -43,6 +61,8 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def views(self, images: Tensor, sample_ids: Tensor, step: int) -> Sequence:
         """What `forward` gets for uint8 images [N, C, H, W] on the device that trains.
+
+        A method that wants texts gets their token ids, int64 [N, L], instead.
 
         Tensors, and dataclasses of tensors such as a `MaskPlan`.
 
@@ -72,12 +92,20 @@ class Method(nn.Module, ABC):
         """AdamW, without weight decay on biases and normalisation."""
         groups = [{"params": []}, {"params": [], "weight_decay": 0.0}]
         for parameter in self.parameters():
-            groups[parameter.ndim < 2]["params"].append(parameter)
+            if parameter.requires_grad:
+                groups[parameter.ndim < 2]["params"].append(parameter)
         options = {"betas": self.betas, "weight_decay": self.config.weight_decay}
         return torch.optim.AdamW(groups, self.config.lr, **options)
 
     def after_step(self, progress: float) -> None:
         """Runs after each optimizer step, `progress` from 0 to 1: a moving average, a queue."""
+
+    def task(self, data: Data, device: torch.device) -> Task | None:
+        """The method's own question, asked of test samples after training, or None.
+
+        In evaluation mode and without gradients, as `pictures`.
+        """
+        return None
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Matplotlib figures that show what was learned, by the name of the file.

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fastssl.train.config import UsageError
+from fastssl.train.errors import UsageError
 from fastssl.train.progress import Display
 
 #: Steps between two readings of the loss, because reading makes the host wait for the device.

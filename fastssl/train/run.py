@@ -1,6 +1,5 @@
 """One run from start to end: data, training, evaluation, and the files that it leaves."""
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ import torch
 from torch import nn
 
 from fastssl.train import data as datasets
-from fastssl.train import progress
-from fastssl.train.config import Config, UsageError
+from fastssl.train import progress, saved
+from fastssl.train.config import Config
 from fastssl.train.data import Data
+from fastssl.train.errors import UsageError
 from fastssl.train.evaluate import Row
 from fastssl.train.folder import RunFolder, replacing, write_json
 from fastssl.train.method import Method
@@ -76,15 +76,14 @@ def pretrain(method: str, **keywords) -> Run:
     if fabric.is_global_zero:
         folder.check(described)
     data = datasets.load(config.data, config.root, config.limit, config.image_size)
+    if data.kind != kind.wants and (data.kind, kind.wants) != ("captions", "images"):
+        raise UsageError(f"data: {method} trains on {kind.wants}, {data.name} has {data.kind}")
     fabric.launch()
-    torch.manual_seed(config.seed)
-    # Convolutions on a CPU, and in half precision on a GPU, are fastest with channels innermost.
-    model = kind(config, data).to(memory_format=torch.channels_last)
+    model, untrained = saved.build(kind, config, data)
     # Only now, since a method may refuse the data.
     if fabric.is_global_zero and not config.resume:
         folder.begin(described)
-    untrained = copy.deepcopy(model.backbone)
-    loop.train(model, config, data.train.images, fabric, folder)
+    loop.train(model, config, data.train.inputs, fabric, folder)
     backbone = model.backbone.eval()
     rows, pictures = [], []
     if fabric.is_global_zero:

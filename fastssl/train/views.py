@@ -5,11 +5,15 @@ image's views are a function of the run's seed, the step and the image's place i
 however many processes share the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fastssl.augment import Augment, Recipe, SimCLR
+from fastssl.train.config import Config
+from fastssl.train.data import Data
 
 #: Scaling of what encoders are fed: 0 to 255 becomes -2 to 2.
 MEAN, STD = 0.5, 0.25
@@ -22,20 +26,31 @@ PHOTOGRAPHS = SimCLR(size=32, strength=0.5, blur=False).recipes[0]
 CHARACTERS = Recipe(32, scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images [N, C, H, W] as float32, 0 to 255 mapped to -2 to 2: what encoders are fed."""
-    return (images.float() / 255 - MEAN) / STD
+def to_float(inputs: Tensor) -> Tensor:
+    """What encoders are fed: uint8 images [N, C, H, W] as float32, 0 to 255 mapped to -2 to 2.
+
+    Token ids of texts, int64, are returned as they are.
+    """
+    if inputs.dtype == torch.int64:
+        return inputs
+    return (inputs.float() / 255 - MEAN) / STD
 
 
-def same_size_views(images: Tensor, recipe: Recipe, count: int, seed: int) -> Augment:
-    """An augmentation that makes `count` views as large as the images, scaled as by `to_float`.
+def recipe_for(data: Data) -> Recipe:
+    """The distribution of views that suits a data set: photographs are RGB, characters grey."""
+    return PHOTOGRAPHS if data.channels == 3 else CHARACTERS
+
+
+def same_size_views(data: Data, recipes: Sequence[Recipe], config: Config) -> Augment:
+    """An augmentation that makes a view as large as the images for each recipe.
+
+    Views are scaled as by `to_float`.
 
     Args:
-        images: [N, C, H, W]; only the shape counts.
-        recipe: the distribution of each view.
-        count: views of an image.
-        seed: of all views.
+        data: gives channels and sides of the images.
+        recipes: the distribution of each view; their `size` is that of the images.
+        config: gives the seed.
     """
-    channels = images.shape[1]
-    recipe = replace(recipe, size=tuple(images.shape[2:]))
-    return Augment([recipe] * count, seed=seed, mean=[MEAN] * channels, std=[STD] * channels)
+    _, channels, *sides = data.train.inputs.shape
+    recipes = [replace(recipe, size=tuple(sides)) for recipe in recipes]
+    return Augment(recipes, seed=config.seed, mean=[MEAN] * channels, std=[STD] * channels)

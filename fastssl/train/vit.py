@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastssl.masking import patchify
-from fastssl.train.config import UsageError
+from fastssl.train.errors import UsageError
 
 
 class Size(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastssl.train import UsageError, data
+from fastssl.train.data import cifar
 
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 #: A batch of no images as Python 2 and numpy 1 wrote the canonical files: byte strings, protocol 2.
@@ -19,7 +20,7 @@ CANONICAL = (
 
 
 def write(root, protocol=4, count=3):
-    folder = root / data.CIFAR10_FOLDER
+    folder = root / cifar.CIFAR10_FOLDER
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (6, count, 3072), dtype=np.uint8)
     for name, part in zip(BATCHES, pixels, strict=True):
@@ -32,22 +33,22 @@ def write(root, protocol=4, count=3):
 
 def test_digits_split_is_fixed_and_stratified():
     digits = data.load("digits")
-    assert digits.train.images.shape == (1437, 1, 32, 32) and len(digits.test.labels) == 360
-    assert digits.train.images.dtype == torch.uint8 and digits.train.images.max() == 255
+    assert digits.train.inputs.shape == (1437, 1, 32, 32) and len(digits.test.labels) == 360
+    assert digits.train.inputs.dtype == torch.uint8 and digits.train.inputs.max() == 255
     assert digits.train.labels[:8].tolist() == data.load("digits").train.labels[:8].tolist()
     assert digits.test.labels.bincount().min() >= 35
-    assert len(data.load("digits", limit=7).train.images) == 7
+    assert len(data.load("digits", limit=7).train.inputs) == 7
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_cifar10_is_read(tmp_path, protocol):
     _, pixels = write(tmp_path, protocol)
-    cifar = data.load("cifar10", tmp_path)
+    loaded = data.load("cifar10", tmp_path)
     expected = torch.from_numpy(pixels).view(18, 3, 32, 32)
-    assert torch.equal(torch.cat([cifar.train.images, cifar.test.images]), expected)
-    assert cifar.train.labels.tolist() == [0, 1, 2] * 5 and cifar.channels == 3
-    assert cifar.classes[9] == "kind9"
-    cifar.train.images.zero_()
+    assert torch.equal(torch.cat([loaded.train.inputs, loaded.test.inputs]), expected)
+    assert loaded.train.labels.tolist() == [0, 1, 2] * 5 and loaded.channels == 3
+    assert loaded.classes[9] == "kind9"
+    loaded.train.inputs.zero_()
 
 
 def test_the_dialect_of_the_canonical_files_is_read(tmp_path):
@@ -55,7 +56,7 @@ def test_the_dialect_of_the_canonical_files_is_read(tmp_path):
     (folder / "test_batch").write_bytes(CANONICAL)
     test = data.load("cifar10", tmp_path).test
     assert test.labels.tolist() == [2, 0]
-    assert test.images.flatten()[:300].tolist() == [i % 256 for i in range(300)]
+    assert test.inputs.flatten()[:300].tolist() == [i % 256 for i in range(300)]
 
 
 class Attack:

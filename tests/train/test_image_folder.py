@@ -16,7 +16,7 @@ def load(path, **keywords):
 
 
 def colours(split):
-    return [tuple(image[:, 8, 8].tolist()) for image in split.images]
+    return [tuple(image[:, 8, 8].tolist()) for image in split.inputs]
 
 
 def test_classes_are_the_folders(tmp_path):
@@ -27,7 +27,7 @@ def test_classes_are_the_folders(tmp_path):
     (tmp_path / "ape" / "notes.txt").write_text("no image")
     made = load(tmp_path, image_size=16)
     assert made.name == tmp_path.name and made.classes == ("ape", "zebra") and made.channels == 3
-    assert made.train.images.shape == (17, 3, 16, 16) and made.train.images.dtype == torch.uint8
+    assert made.train.inputs.shape == (17, 3, 16, 16) and made.train.inputs.dtype == torch.uint8
     assert colours(made.test) == [(4, 1, 0), (4, 0, 0), (9, 1, 0), (9, 0, 0)]
     assert made.test.labels.tolist() == [0, 1, 0, 1]
     assert made.train.labels[:6].tolist() == [0, 1, 0, 1, 0, 1]
@@ -42,7 +42,7 @@ def test_the_shorter_side_is_fitted_and_the_middle_kept(tmp_path):
         wide.save(tmp_path / f"{i}.png")
     made = load(tmp_path, image_size=32)
     expected = torch.tensor([0, 0, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert torch.equal(made.train.images, expected.expand(4, 3, 32, 32))
+    assert torch.equal(made.train.inputs, expected.expand(4, 3, 32, 32))
 
 
 def test_cameras_may_have_been_turned_and_images_gray(tmp_path):
@@ -54,17 +54,17 @@ def test_cameras_may_have_been_turned_and_images_gray(tmp_path):
         turned.save(tmp_path / f"{i}.png", exif=exif)
     Image.new("L", (32, 32), 7).save(tmp_path / "4.png")
     made = load(tmp_path)
-    assert (made.train.images[:, :, :14] == 255).all() and (made.train.images[:, :, 18:] == 0).all()
-    assert (made.test.images == 7).all()
+    assert (made.train.inputs[:, :, :14] == 255).all() and (made.train.inputs[:, :, 18:] == 0).all()
+    assert (made.test.inputs == 7).all()
 
 
 def test_large_photographs_are_brought_down_in_one_tone(tmp_path):
     for i in range(5):
         save(tmp_path / f"{i}.jpg", (900, 700), (10, 120, 240), quality=95)
     made = load(tmp_path)
-    assert made.train.images.shape == (4, 3, 32, 32)
+    assert made.train.inputs.shape == (4, 3, 32, 32)
     target = torch.tensor([10, 120, 240]).view(3, 1, 1)
-    assert (made.train.images.int() - target).abs().max() <= 4
+    assert (made.train.inputs.int() - target).abs().max() <= 4
 
 
 def test_unreadable_files_are_reported_and_left_out(tmp_path, capsys):
@@ -75,7 +75,7 @@ def test_unreadable_files_are_reported_and_left_out(tmp_path, capsys):
     whole = (tmp_path / "0.jpg").read_bytes()
     (tmp_path / "0.jpg").write_bytes(whole[: len(whole) // 2])
     made = load(tmp_path)
-    assert len(made.train.images) + len(made.test.images) == 8
+    assert len(made.train.inputs) + len(made.test.inputs) == 8
     line = capsys.readouterr().out
     assert line.startswith("data: left out 5 that cannot be read: ") and "and 2 more" in line
     assert str(tmp_path / "0.jpg") in line and line.count("\n") == 1
@@ -89,7 +89,7 @@ def test_splits_may_be_folders(tmp_path, name):
                 save(tmp_path / split / kind / f"{i}.png", colour=(i, 0, 0))
     made = load(tmp_path)
     assert made.classes == ("a", "b")
-    assert len(made.train.images) == 12 and len(made.test.images) == 4
+    assert len(made.train.inputs) == 12 and len(made.test.inputs) == 4
     save(tmp_path / name / "c" / "0.png")
     with pytest.raises(UsageError, match="^data: .*hold different classes"):
         load(tmp_path)
@@ -131,7 +131,7 @@ def test_hidden_files_and_classes_without_images_are_none(tmp_path):
         (tmp_path / "broken").mkdir(exist_ok=True)
         (tmp_path / "broken" / f"{i}.png").write_bytes(b"no image")
     made = load(tmp_path)
-    assert made.classes == () and len(made.train.images) == 8 and len(made.test.images) == 2
+    assert made.classes == () and len(made.train.inputs) == 8 and len(made.test.inputs) == 2
 
 
 def test_levels_of_sixteen_bits_keep_their_upper_half(tmp_path):
@@ -140,8 +140,8 @@ def test_levels_of_sixteen_bits_keep_their_upper_half(tmp_path):
         Image.fromarray(ramp).save(tmp_path / f"{i}.png")
     Image.new("F", (32, 32), 0.5).save(tmp_path / "9.tif")
     made = load(tmp_path, image_size=256)
-    assert len(made.train.images) == 8 and len(made.test.images) == 1
-    assert torch.equal(made.train.images[0, 0, :, 0], torch.arange(256, dtype=torch.uint8))
+    assert len(made.train.inputs) == 8 and len(made.test.inputs) == 1
+    assert torch.equal(made.train.inputs[0, 0, :, 0], torch.arange(256, dtype=torch.uint8))
 
 
 def test_resuming_on_other_images_is_refused(tmp_path):

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fastssl.train import Config, Method, UsageError, method, pretrain
+from fastssl.train.backbones import encoder
 from fastssl.train.config import option
 from fastssl.train.methods.simclr import SimCLR
-from fastssl.train.networks import encoder
+from fastssl.train.networks import Small
 from fastssl.train.views import to_float
 
 TINY = {
@@ -57,7 +58,7 @@ def test_writes_everything_that_it_promises(run):
 
 def test_backbone_loads_with_plain_pytorch(run):
     saved = torch.load(run.out / "backbone.pt", weights_only=True)
-    fresh = encoder("small", channels=1, width=4).eval()
+    fresh = Small(channels=1, width=4).eval()
     fresh.load_state_dict(saved)
     images = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
     torch.testing.assert_close(fresh(to_float(images)), run.backbone(to_float(images)))
@@ -182,7 +183,7 @@ def test_a_method_is_one_class(tmp_path, monkeypatch):
 
         def __init__(self, config, data):
             super().__init__(config, data)
-            self.backbone = encoder(config.backbone, data.channels, config.width)
+            self.backbone = encoder(config, data)
             self.decoder = nn.Linear(self.backbone.features, 32 * 32)
 
         def views(self, images, sample_ids, step):

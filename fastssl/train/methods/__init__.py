@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from fastssl.train.config import UsageError
+from fastssl.train.errors import UsageError
 from fastssl.train.method import Method, registered
 
 for _module in iter_modules(__path__):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from fastssl import masking
 from fastssl.masking import MaskPlan
 from fastssl.train import vit
-from fastssl.train.config import UsageError, option
+from fastssl.train.config import option
 from fastssl.train.data import Data
+from fastssl.train.errors import UsageError
 from fastssl.train.masked import MaskedConfig, MaskedImages
 
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastssl import NTXentLoss, cached_step
-from fastssl.train import networks
-from fastssl.train.config import Config, UsageError, option
+from fastssl.train import backbones, networks
+from fastssl.train.config import Config, option
 from fastssl.train.data import Data
+from fastssl.train.errors import UsageError
 from fastssl.train.method import Method
-from fastssl.train.views import CHARACTERS, PHOTOGRAPHS, same_size_views
+from fastssl.train.processes import everyone
+from fastssl.train.views import recipe_for, same_size_views
 
 
 @dataclass(kw_only=True)
@@ -42,7 +44,7 @@ class SimCLR(Method):
     """SimCLR with the fused NT-Xent loss.
 
     The paper's setting for CIFAR-10 (appendix B.9) with AdamW instead of LARS, which the paper
-    needs for batches of thousands. With several processes each contrasts its own part of the batch.
+    needs for batches of thousands. With several processes views are contrasted with those of all.
 
     With a chunk size, which each process counts for itself, batches may be larger than the
     encoder's memory: `fastssl.cached_step`. Batch norm then normalises chunk by chunk.
@@ -53,11 +55,10 @@ class SimCLR(Method):
 
     def __init__(self, config: SimCLRConfig, data: Data):
         super().__init__(config, data)
-        self.backbone = networks.encoder(config.backbone, data.channels, config.width)
-        self.projector = networks.projector(self.backbone.features, config.hidden, config.dim)
-        self.criterion = NTXentLoss(config.temperature)
-        recipe = PHOTOGRAPHS if data.channels == 3 else CHARACTERS
-        self.augment = same_size_views(data.train.images, recipe, 2, config.seed)
+        self.backbone = backbones.encoder(config, data)
+        self.projector = networks.mlp(self.backbone.features, config.hidden, config.dim)
+        self.criterion = NTXentLoss(config.temperature, process_group=everyone())
+        self.augment = same_size_views(data, [recipe_for(data)] * 2, config)
 
     def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""

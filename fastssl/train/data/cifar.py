@@ -1,90 +1,17 @@
-"""Labelled pictures as uint8 tensors in memory, in a fixed split of training and test images."""
+"""CIFAR's canonical files, read without running any code that they might hold."""
 
 import io
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastssl.train.config import UsageError
+from fastssl.train.data.kinds import Data, Split
+from fastssl.train.errors import UsageError
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images [N, C, H, W], uint8, and their class labels [N], int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def first(self, count: int | None) -> "Split":
-        """The first `count` images, or all of them."""
-        return Split(self.images[:count], self.labels[:count])
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set; labels are never shown to a self-supervised method, only to the evaluation.
-
-    Where `classes` is empty there are none, and labels mean nothing.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Split
-    test: Split
-
-    @property
-    def channels(self) -> int:
-        """1 for grey images, 3 for RGB."""
-        return self.train.images.shape[1]
-
-
-def load(
-    name: str, root: Path | None = None, limit: int | None = None, image_size: int = 32
-) -> Data:
-    """Loads a data set by its name.
-
-    Args:
-        name: "digits", "cifar10", or "folder:PATH"; see `image_folder`.
-        root: folder that holds CIFAR-10's own folder; the others need none.
-        limit: keep only the first images of each split.
-        image_size: side of the images of a folder.
-
-    Raises:
-        UsageError: files are missing or damaged.
-    """
-    if name.startswith("folder:"):
-        from fastssl.train.image_folder import image_folder
-
-        data = image_folder(Path(name.removeprefix("folder:")), image_size)
-    else:
-        data = digits() if name == "digits" else cifar10(root)
-    return Data(data.name, data.classes, data.train.first(limit), data.test.first(limit))
-
-
-def digits() -> Data:
-    """The 1,797 handwritten digits of scikit-learn, 8 x 8, upsampled to 32 x 32; 360 are held out.
-
-    The part of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998,
-    that scikit-learn ships. The split is stratified and does not depend on a run's seed.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pictures, labels = load_digits(return_X_y=True)
-    small = torch.from_numpy(pictures).float().view(-1, 1, 8, 8) * (255 / 16)
-    images = F.interpolate(small, size=32, mode="bicubic").clamp(0, 255).round().to(torch.uint8)
-    labels = torch.from_numpy(labels).long()
-    order = np.arange(len(labels))
-    train, test = train_test_split(order, test_size=360, random_state=0, stratify=labels)
-    classes = tuple(str(digit) for digit in range(10))
-    return Data("digits", classes, *(Split(images[rows], labels[rows]) for rows in (train, test)))
 
 
 def cifar10(root: Path | None) -> Data:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fastssl.train import progress
-from fastssl.train.config import UsageError
-from fastssl.train.data import Data, Split
+from fastssl.train.data.kinds import Data, Split
+from fastssl.train.errors import UsageError
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 

@@ -1,0 +1,62 @@
+"""A finished or interrupted run, opened again from its folder."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastssl.train import data as datasets
+from fastssl.train.config import Config
+from fastssl.train.data import Data
+from fastssl.train.folder import RunFolder
+from fastssl.train.method import Method
+from fastssl.train.methods import find
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder of a run holds.
+
+    Attributes:
+        folder: its files.
+        config: what the run was told.
+        data: what it was trained and is tested on.
+        model: the method with the weights of its last checkpoint, on the CPU, in evaluation mode.
+        untrained: the encoder as it was before the first step, on the CPU, in evaluation mode.
+    """
+
+    folder: RunFolder
+    config: Config
+    data: Data
+    model: Method
+    untrained: nn.Module
+
+
+def build(kind: type[Method], config: Config, data: Data) -> tuple[Method, nn.Module]:
+    """A method with its initial weights, a function of the seed, and a copy of its encoder."""
+    torch.manual_seed(config.seed)
+    # Convolutions on a CPU, and in half precision on a GPU, are fastest with channels innermost.
+    model = kind(config, data).to(memory_format=torch.channels_last)
+    return model, copy.deepcopy(model.backbone)
+
+
+def open_run(out: Path, root: Path | None = None) -> Saved:
+    """Opens the folder of a run.
+
+    Args:
+        out: the folder.
+        root: where the data is now, if not where it was; see `Config.root`.
+
+    Raises:
+        UsageError: the folder holds no run, its checkpoint is damaged, or its data is missing.
+    """
+    folder = RunFolder(Path(out))
+    described = folder.read_config()
+    kind = find(described.pop("method"))
+    config = kind.Config.from_keywords(described | ({"root": root} if root else {}))
+    data = datasets.load(config.data, config.root, config.limit, config.image_size)
+    model, untrained = build(kind, config, data)
+    model.load_state_dict(folder.read_checkpoint()["model"])
+    return Saved(folder, config, data, model.eval(), untrained.eval())
