@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastssl import masking
-from fastssl.train import data, evaluate, vit
+from fastssl.train import data, evaluation, vit
 from fastssl.train.views import MEAN, STD, to_float
 
 PATCH = 8
@@ -135,12 +135,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    digits = data.digits()
-    encoders = train(digits.train.images, args.steps, args.lr, args.seed)
-    features = (evaluate.extract(encoder, digits, torch.device("cpu")) for encoder in encoders)
+    digits = data.load("digits")
+    encoders = train(digits.train.inputs, args.steps, args.lr, args.seed)
     print("test accuracy, %   untrained    I-JEPA")
-    for row in evaluate.compare(*features, digits):
-        labels = "all labels" if row.labels is None else f"{row.labels} per class"
+    for row in evaluation.rows(*encoders, digits, ["logistic"]):
+        labels = "all labels" if row.labels == "all" else f"{row.labels} per class"
         print(f"{labels:16}{100 * row.untrained.mean:12.1f}{100 * row.pretrained.mean:10.1f}")
 
 

@@ -5,7 +5,7 @@
     run = pretrain("simclr", data="digits", epochs=40, seed=0)
     run.backbone  # the encoder, trained
     run.rows      # what its features are worth, beside an untrained encoder's
-    run.out       # configuration, metrics, checkpoint, weights, picture
+    run.out       # configuration, metrics, checkpoints, weights, pictures
 
 A method is one file in `fastssl.train.methods`; the loop, data and evaluation are shared.
 """
@@ -14,7 +14,17 @@ from importlib.util import find_spec
 
 _missing = [
     package
-    for package in ("lightning_fabric", "matplotlib", "rich", "sklearn", "typer")
+    for package in (
+        "lightning_fabric",
+        "matplotlib",
+        "pyarrow",
+        "rich",
+        "sklearn",
+        "tensorboardX",
+        "tokenizers",
+        "typer",
+        "yaml",
+    )
     if find_spec(package) is None
 ]
 if _missing:
@@ -28,5 +38,6 @@ from fastssl.train.config import Config  # noqa: E402
 from fastssl.train.errors import UsageError  # noqa: E402
 from fastssl.train.method import Method  # noqa: E402
 from fastssl.train.run import Run, pretrain  # noqa: E402
+from fastssl.train.saved import Saved, open_run  # noqa: E402
 
-__all__ = ["Config", "Method", "Run", "UsageError", "pretrain"]
+__all__ = ["Config", "Method", "Run", "Saved", "UsageError", "open_run", "pretrain"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import ClassVar
 from fastssl.train.data import ANY_SIZE, CHOICES
 from fastssl.train.errors import UsageError
 from fastssl.train.vit import SIZES
+
+#: Of Fabric's names those that the trainers are tested with.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
 def option(
@@ -40,10 +44,10 @@ class Config:
     }
 
     data: str = option("digits", "What to train on.", choices=CHOICES)
-    root: Path | None = option(None, "Folder that holds cifar-10-batches-py.")
+    root: Path | None = option(None, "Folder that holds cifar-10-batches-py or cifar-100-python.")
     limit: int | None = option(None, "Use only the first N images of each split.", least=1)
     image_size: int = option(
-        32, "Side to which the images of a folder are resized and cropped.", least=1
+        32, "Side to which the images of folder, wds and captions are brought.", least=1
     )
     out: Path | None = option(None, "Folder to write to, by default out/METHOD-DATA.")
     epochs: int = option(40, "Passes over the training images.", least=1)
@@ -62,15 +66,25 @@ class Config:
         "First layers of a ResNet, by the images' side.",
         choices=("auto", "cifar", "imagenet"),
     )
-    precision: str = option(
-        "32-true", "Arithmetic, as Fabric names it.", choices=("32-true", "bf16-mixed", "16-mixed")
-    )
+    precision: str = option("32-true", "Arithmetic, as Fabric names it.", choices=PRECISIONS)
     accelerator: str = option("auto", "Where to run.", choices=("auto", "cpu", "cuda", "mps"))
-    devices: int = option(1, "Processes, one device each.", least=1)
+    devices: int = option(
+        1, "Processes, one device each; under torchrun as many as it started.", least=1
+    )
+    workers: int = option(
+        2, "Processes that read images that are not in memory, for each device.", least=0
+    )
     seed: int = option(0, "Fixes initial weights, order of images and views.", least=0)
+    online: int = option(
+        5, "Epochs between two looks at the features during training; 0 for none.", least=0
+    )
     evaluate: bool = option(True, "Measure and draw the features afterwards.")
     resume: bool = option(False, "Continue the run in the out folder from its last checkpoint.")
     overwrite: bool = option(False, "Replace the run in the out folder.")
+    config: Path | None = option(
+        None, "YAML file of these keywords; those given beside it count more."
+    )
+    dry_run: bool = option(False, "Say what would be done, and do nothing.")
 
     def __post_init__(self):
         types_by_name = typing.get_type_hints(type(self))
@@ -82,7 +96,9 @@ class Config:
         if self.width is None:
             self.width = self.WIDTHS.get(self.backbone)
         if self.image_size != 32 and self.data.partition(":")[0] not in ANY_SIZE:
-            raise UsageError(f"image_size: got {self.image_size}, {self.data} has images of 32")
+            raise UsageError(
+                f"image_size: got {self.image_size}, images of {self.data} are as large as they are"
+            )
         if self.warmup >= 1:
             raise UsageError(f"warmup: got {self.warmup}, must be below 1")
         if self.resume and self.overwrite:
@@ -93,20 +109,59 @@ class Config:
             )
 
     @classmethod
-    def from_keywords(cls, keywords: dict) -> "Config":
-        """Builds a configuration from keywords, with a suggestion where one is misspelt."""
+    def from_keywords(cls, keywords: dict, method: str | None = None) -> "Config":
+        """Builds a configuration from keywords and from the file that `config` among them names.
+
+        Args:
+            keywords: fields by name.
+            method: what the configuration is for; a file may name it, and no other.
+
+        Raises:
+            UsageError: a keyword is unknown, with a suggestion where it may be misspelt, or the
+                file cannot be read.
+        """
+        if keywords.get("config") is not None:
+            keywords = _read_yaml(Path(keywords["config"]), method) | keywords
         names = [field.name for field in dataclasses.fields(cls)]
         for name in keywords:
             if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
+                near = difflib.get_close_matches(str(name).replace("-", "_"), names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
                 raise UsageError(f"{name}: no such argument{hint}")
         return cls(**keywords)
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data set for folders: of a file or folder its name, of shards theirs."""
+        kind, _, place = self.data.partition(":")
+        path = Path(place).resolve()
+        name = path.parent.name if kind == "wds" else path.stem if path.is_file() else path.name
+        name = name if place else kind
+        return re.sub(r"[^\w.-]+", "-", name).strip("-") or kind
 
     def as_json(self) -> dict:
         """All keywords as values that JSON can hold."""
         values = dataclasses.asdict(self)
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _read_yaml(path: Path, method: str | None) -> dict:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"config: {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"config: {path} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"config: {path} holds {type(values).__name__}, must be keys and values")
+    named = values.pop("method", method)
+    if method is not None and named != method:
+        raise UsageError(f"config: {path} is for {named}, not for {method}")
+    return values
 
 
 def _coerce(name: str, value, expected):

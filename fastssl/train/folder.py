@@ -1,17 +1,18 @@
-"""The folder of a run: what is in it, and how it survives a kill at any instant."""
+"""The folder of a run: what is in it, and who may write there."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from fastssl.train import pictures
+from fastssl.train.checkpoints import Checkpoints
 from fastssl.train.errors import UsageError
+from fastssl.train.files import replacing, write_json
 
 #: Keywords that may differ between a run and its continuation.
-_FREE = {"out", "root", "resume", "overwrite", "evaluate"}
+FREE = {"out", "root", "resume", "overwrite", "evaluate", "config", "dry_run", "workers"}
 
 
 class RunFolder:
@@ -24,11 +25,16 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.json"
+        self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
-        self.checkpoint = path / "checkpoint.pt"
-        self.backbone = path / "backbone.pt"
+        self.exported = path / "exported.pt"
         self.results = path / "results.json"
-        self.picture = path / "report.png"
+        self.markdown = path / "results.md"
+        self.evaluation = path / "evaluation.json"
+        self.evaluation_markdown = path / "evaluation.md"
+        self.report = path / "report.png"
+        self.not_finite = path / "not-finite.pt"
+        self.checkpoints = Checkpoints(path)
 
     def check(self, described: dict) -> None:
         """Checks that a run of these keywords may use the folder; changes nothing.
@@ -57,43 +63,47 @@ class RunFolder:
             raise UsageError(f"out: {self.path} holds no run ({error})") from None
 
     def read_checkpoint(self) -> dict:
-        """The content of the last checkpoint, on the CPU.
+        """The content of the last checkpoint, on the CPU, its sum verified.
 
         Raises:
             UsageError: there is none, or it is damaged.
         """
-        try:
-            return torch.load(self.checkpoint, "cpu", weights_only=True)
-        # A damaged file raises almost anything.
-        except Exception as error:
-            raise UsageError(f"{self.checkpoint} is no checkpoint, or damaged: {error}") from error
+        self.checkpoints.verify()
+        return torch.load(self.checkpoints.last, "cpu", weights_only=True)
 
-    def begin(self, described: dict) -> None:
-        """Makes the folder ready for a new run and writes its config.json."""
+    def begin(self, described: dict, environment: dict) -> None:
+        """Makes the folder ready for a new run; writes config.json and environment.json."""
         # Only what a run writes: out may be somebody's folder of other things.
-        for file in [*vars(self).values(), *self._pictures()]:
-            if file != self.path:
-                file.unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+        written = [file for file in vars(self).values() if isinstance(file, Path)]
+        try:
+            for file in [*written, *self.checkpoints.files, *self._pictures(), *self._events()]:
+                if file != self.path:
+                    file.unlink(missing_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"out: cannot write to {self.path}: {error.strerror}") from error
         write_json(self.config, described)
+        write_json(self.environment, environment)
 
     def _pictures(self) -> list[Path]:
-        """What the last run's method drew, by its results."""
-        try:
-            names = json.loads(self.results.read_text())["pictures"]
-            return [self.path / f"{Path(name).name}.png" for name in names]
-        except (OSError, ValueError, KeyError, TypeError):
-            return []
+        """What may have been drawn of the last run, its method's pictures by its results."""
+        names = list(pictures.NAMES)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            names += json.loads(self.results.read_text())["pictures"]
+        return [self.path / f"{Path(name).name}.png" for name in names]
+
+    def _events(self) -> list[Path]:
+        return list(self.path.glob("events.out.tfevents.*.fastssl"))
 
     def _check_same(self, described: dict) -> None:
         try:
             before = json.loads(self.config.read_text())
         except (OSError, ValueError):
             before = None
-        if before is None or not self.checkpoint.is_file():
-            raise UsageError(f"resume: {self.path} holds no checkpoint to continue from")
+        if before is None:
+            raise UsageError(f"resume: {self.path} holds no run to continue")
         for name, now in described.items():
-            if name not in _FREE and before.get(name) != now:
+            if name not in FREE and before.get(name) != now:
                 raise UsageError(
                     f"{name}: the run in {self.path} has {before.get(name)!r}, "
                     f"cannot resume it with {now!r}"
@@ -115,23 +125,3 @@ class RunFolder:
                 except ValueError:
                     break
         return lines
-
-
-@contextmanager
-def replacing(path: Path, *, enabled: bool = True) -> Iterator[Path]:
-    """A path to write to; `path` gets the whole of it or, after a kill, keeps what it had.
-
-    Processes that only take part in the writing pass `enabled=False`.
-    """
-    temporary = path.with_name(path.name + ".part")
-    yield temporary
-    if enabled:
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-def write_json(path: Path, value) -> None:
-    """Writes a value as indented JSON, in one piece or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")

@@ -5,69 +5,70 @@ generator states and a resumed run takes exactly the steps of one that was never
 """
 
 import math
-import zlib
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Generator, Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastssl.train._seeds import derived
 from fastssl.train.config import Config
+from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
-from fastssl.train.folder import RunFolder, replacing
+from fastssl.train.evaluation import collapse
+from fastssl.train.feed import Feed, fingerprint
+from fastssl.train.folder import RunFolder
 from fastssl.train.method import Method
 from fastssl.train.metrics import Metrics
+from fastssl.train.plan import steps_per_epoch
+from fastssl.train.processes import synchronised
 from fastssl.train.progress import Display
 
 
-def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder: RunFolder):
+def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: RunFolder) -> None:
     """Trains a method in place, from the start or from the folder's checkpoint.
 
     Args:
         method: the modules to train.
         config: the run's keywords.
-        images: uint8 [N, C, H, W].
+        data: of which the training inputs are seen, and, where features are looked at, labels.
         fabric: launched.
-        folder: prepared; gets metrics.jsonl and checkpoint.pt.
+        folder: prepared; gets metrics.jsonl and last.ckpt.
 
     Raises:
-        UsageError: there are fewer images than one batch holds, the loss is no longer finite, or
-            the checkpoint is damaged or of a run on other images.
+        UsageError: the loss is no longer finite, or the checkpoint is damaged or of a run on other
+            samples.
     """
-    per_epoch = len(images) // config.batch_size
-    if per_epoch == 0:
-        raise UsageError(
-            f"batch_size: got {config.batch_size}, the data has {len(images)} training images"
-        )
+    inputs = data.train.inputs
+    feed = Feed(inputs, config, fabric.device, fabric.global_rank, fabric.world_size)
+    per_epoch = steps_per_epoch(config, data)
     steps = config.epochs * per_epoch
-    trained_on = zlib.crc32(images.numpy().tobytes())
-    images = images.to(fabric.device)
     optimizer = method.optimizer()
     scheduler = LambdaLR(optimizer, partial(rate_factor, steps=steps, warmup=config.warmup))
-    model, optimizer = fabric.setup(method, optimizer)
+    model, optimizer = fabric.setup(synchronised(method, fabric.device), optimizer)
     model.train()
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 0}
-    state["images"] = trained_on
-    if config.resume:
-        _load(fabric, folder.checkpoint, state)
-        if state["images"] != trained_on:
-            raise UsageError(f"resume: {folder.path} was trained on other images")
+    state["samples"] = trained_on = fingerprint(inputs)
+    if config.resume and folder.checkpoints.begun():
+        folder.checkpoints.verify()
+        fabric.load(folder.checkpoints.last, state, weights_only=True)
+        if state["samples"] != trained_on:
+            raise UsageError(f"resume: {folder.path} was trained on other samples")
     else:
-        _save(fabric, folder.checkpoint, state)
+        _save(fabric, folder, state)
     step = state["epoch"] * per_epoch
     if fabric.is_global_zero:
         folder.forget_after(step)
     display = Display(method.name, steps, step, config.epochs, enabled=fabric.is_global_zero)
-    with display, Metrics(fabric, folder.metrics, config.batch_size, display) as metrics:
+    with display, Metrics(fabric, folder, feed, method, display, step) as metrics:
         for epoch in range(state["epoch"], config.epochs):
-            for batch in _batches(len(images), config, epoch, fabric):
-                batch = batch.to(images.device)
-                views = method.views(images[batch], batch, step)
+            # Torch's own generators, for methods with dropout.
+            torch.manual_seed(derived(config.seed, epoch, fabric.global_rank, 2))
+            for batch, sample_ids in feed.epoch(epoch):
+                views = method.views(batch, sample_ids, step)
                 optimizer.zero_grad()
                 logs = method.step(model, views, fabric.backward)
+                metrics.check(step + 1, epoch + 1, sample_ids, logs)
                 optimizer.step()
                 step += 1
                 method.after_step(step / steps)
@@ -75,8 +76,11 @@ def train(method: Method, config: Config, images: Tensor, fabric: Fabric, folder
                 scheduler.step()
             # Metrics first: resuming drops lines later than the checkpoint, but cannot add any.
             metrics.epoch(step, epoch + 1)
+            if config.online and (epoch + 1) % config.online == 0 and fabric.is_global_zero:
+                values = collapse.online(method.backbone, data, fabric.device)
+                metrics.online(step, epoch + 1, values)
             state["epoch"] = epoch + 1
-            _save(fabric, folder.checkpoint, state)
+            _save(fabric, folder, state)
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -87,28 +91,7 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
 
-def _seed(*key: int) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _batches(count: int, config: Config, epoch: int, fabric: Fabric):
-    # Also torch's own generators, for methods with dropout.
-    torch.manual_seed(_seed(config.seed, epoch, fabric.global_rank, 2))
-    order = torch.randperm(count, generator=Generator().manual_seed(_seed(config.seed, epoch)))
-    for start in range(0, count - config.batch_size + 1, config.batch_size):
-        batch = order[start : start + config.batch_size]
-        yield batch.chunk(fabric.world_size)[fabric.global_rank]
-
-
-def _save(fabric: Fabric, path: Path, state: dict) -> None:
-    with replacing(path, enabled=fabric.is_global_zero) as temporary:
+def _save(fabric: Fabric, folder: RunFolder, state: dict) -> None:
+    with folder.checkpoints.replacing(enabled=fabric.is_global_zero) as temporary:
         fabric.save(temporary, state)
     fabric.barrier()
-
-
-def _load(fabric: Fabric, path: Path, state: dict) -> None:
-    try:
-        fabric.load(path, state, weights_only=True)
-    # A damaged file raises almost anything.
-    except Exception as error:
-        raise UsageError(f"resume: {path} is not a checkpoint, or damaged: {error}") from error

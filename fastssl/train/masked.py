@@ -16,6 +16,7 @@ from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
 from fastssl.train.method import Method
+from fastssl.train.pictures import grid
 from fastssl.train.views import MEAN, STD
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class MaskedImages(Method):
         pred = self.predict(levels, plan).float()
         rows = reconstruct(levels, pred, plan, self.config.patch_size, self.norm_pix)
         known = "removed patches: prediction, with the true patch's mean and deviation"
-        figure = _figure(rows, known if self.norm_pix else "removed patches: prediction")
+        figure = grid(rows, known if self.norm_pix else "removed patches: prediction")
         return {"reconstructions": figure}
 
 
@@ -139,18 +140,3 @@ def reconstruct(
         "reconstruction": torch.where(removed, pred.clamp(0, 1), target),
     }
     return {k: masking.unpatchify(v, patch, plan.grid) for k, v in rows.items()}
-
-
-def _figure(rows: dict[str, Tensor], title: str) -> "Figure":
-    columns = len(next(iter(rows.values())))
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.2 * columns, 1.4 * len(rows)), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, (row, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(row)
-        for axis, image in zip(line, images.cpu(), strict=True):
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-    return figure

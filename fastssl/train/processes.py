@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def everyone() -> "dist.ProcessGroup | None":
@@ -21,6 +20,20 @@ def mean_over(tensor: Tensor) -> Tensor:
     return summed / dist.get_world_size()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad.contiguous())
+
+
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batches of all processes, on any device; torch's own wants a GPU."""
 
@@ -32,27 +45,29 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
-        numbers = x.float()
-        moments = torch.stack([numbers.mean(axes), numbers.square().mean(axes)])
-        mean, square = all_reduce(moments) / dist.get_world_size()
-        variance = (square - mean.square()).clamp(min=0)
+        numbers = x if x.dtype == torch.float64 else x.float()
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        # The mean comes first: the difference of two moments would lose the variance's digits.
+        mean = _Sum.apply(numbers.mean(axes)) / dist.get_world_size()
+        centred = numbers - mean.view(shape)
+        variance = _Sum.apply(centred.square().mean(axes)) / dist.get_world_size()
         count = x.numel() // x.shape[1] * dist.get_world_size()
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = self.momentum
             self.running_mean.lerp_(mean, rate)
             self.running_var.lerp_(variance * (count / max(1, count - 1)), rate)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        scale = (variance + self.eps).rsqrt()
-        shift = -mean * scale
+        out = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
-            scale = scale * self.weight
-            shift = self.bias - mean * scale
-        return (numbers * scale.view(shape) + shift.view(shape)).to(x.dtype)
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(x.dtype)
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with batch norm over the batches of all processes, if there are several."""
+    """The module with batch norm over the batches of all processes, if there are several.
+
+    Its parameters and buffers stay the same objects.
+    """
     if everyone() is None:
         return module
     if device.type == "cuda":
@@ -60,8 +75,9 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             new = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
-            new.load_state_dict(child.state_dict())
-            setattr(module, name, new)
+            # The parameters themselves: an optimizer may know them, and some have no gradient.
+            new._parameters, new._buffers = child._parameters, child._buffers
+            setattr(module, name, new.train(child.training))
         else:
             synchronised(child, device)
     return module

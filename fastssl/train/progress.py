@@ -1,7 +1,10 @@
 """What a run shows while it runs: a bar on a terminal, a line now and then elsewhere."""
 
+import resource
+import sys
 import time
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -50,11 +53,20 @@ class Display:
     def __exit__(self, *_):
         self.bar.stop()
 
-    def update(self, step: int, loss: float, rate: float) -> None:
-        """Shows the latest step, its loss and the speed in images/s."""
-        self.bar.update(
-            self.task, completed=step, status=f"loss {loss:.3f}  {rate:,.0f} images/s  left"
-        )
+    def update(
+        self, step: int, loss: float, rate: float, waiting: float, device: torch.device
+    ) -> None:
+        """Shows the latest step.
+
+        Args:
+            step: its number.
+            loss: its loss.
+            rate: images/s.
+            waiting: share of the time in which data was waited for, 0 to 1.
+            device: whose memory is shown; of a CPU the process's.
+        """
+        status = f"loss {loss:.3f}  {rate:,.0f} images/s  {waiting:.0%} waiting"
+        self.bar.update(self.task, completed=step, status=f"{status}  {memory(device)}  left")
 
     def epoch(self, epoch: int, loss: float, rate: float) -> None:
         """Prints a line about an epoch where there is no bar and the last line is not fresh."""
@@ -66,3 +78,22 @@ class Display:
             self.console.print(
                 f"{self.title}: epoch {epoch}/{self.epochs}  loss {loss:.3f}  {rate:,.0f} images/s"
             )
+
+    def online(self, epoch: int, values: dict[str, float], warning: str | None) -> None:
+        """Prints what features are worth: on a terminal always, elsewhere a warning alone."""
+        if warning:
+            self.console.print(f"{self.title}: epoch {epoch}: {warning}", soft_wrap=True)
+        elif self.console.is_terminal:
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            self.console.print(f"{self.title}: epoch {epoch}/{self.epochs}  features: {shown}")
+
+
+def memory(device: torch.device) -> str:
+    """The most memory that was in use so far, in GiB: of a GPU, or of the process."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / 2**30:.1f} GiB"

@@ -7,9 +7,12 @@ from typer.testing import CliRunner
 import fastssl
 from fastssl import cli
 from fastssl.train import Run
-from fastssl.train.evaluate import Row, Score, is_clear
+from fastssl.train.evaluation import Row, Score, is_clear
 
-EXTRAS = ("lightning_fabric", "matplotlib", "rich", "sklearn", "typer")
+EXTRAS = (
+    "lightning_fabric", "matplotlib", "pyarrow", "rich", "sklearn", "tensorboardX", "tokenizers",
+    "typer", "yaml",
+)  # fmt: skip
 WITHOUT_EXTRAS = (
     "import runpy, sys; sys.modules.update(dict.fromkeys({blocked!r})); sys.argv[1:] = {args!r}; "
     "runpy.run_module('fastssl', run_name='__main__', alter_sys=True)"
@@ -75,8 +78,8 @@ def test_wrong_arguments_are_one_line_not_a_traceback(args, message):
     assert made.exception is None or isinstance(made.exception, SystemExit)
 
 
-def row(untrained, pretrained, labels=5):
-    return Row(labels, Score(*untrained), Score(*pretrained))
+def row(untrained, pretrained, labels="5"):
+    return Row("logistic", labels, Score(*untrained), Score(*pretrained))
 
 
 @pytest.mark.parametrize(
@@ -92,9 +95,9 @@ def row(untrained, pretrained, labels=5):
 def test_demo_passes_only_on_a_gain_beyond_the_larger_deviation(
     tmp_path, monkeypatch, untrained, pretrained, clear
 ):
-    rows = [row((0.1, 0.0), (0.9, 0.0), labels=1), row(untrained, pretrained)]
+    rows = [row((0.1, 0.0), (0.9, 0.0), labels="1"), row(untrained, pretrained)]
     assert is_clear(rows[1]) == clear
-    monkeypatch.setattr(cli, "pretrain", lambda *_, **__: Run(tmp_path, None, rows))
+    monkeypatch.setattr(cli, "pretrain", lambda *_, **__: Run(tmp_path, None, rows, None))
     made = CliRunner().invoke(cli.app, ["demo"])
     assert made.exit_code == (0 if clear else 1)
     assert ("passed" if clear else "FAILED") in made.output

@@ -21,7 +21,7 @@ from fastssl.train.vit import SIZES
         ({"temperature": 0.0}, "temperature: got 0.0, must be at least 1e-08"),
         ({"data": "cifra10"}, "data: got 'cifra10', must be one of digits, cifar10, .*'cifar10'"),
         ({"data": "folder:"}, "data: got 'folder:', must be one of digits, .*folder:PATH"),
-        ({"image_size": 64}, "image_size: got 64, digits has images of 32"),
+        ({"image_size": 64}, "image_size: got 64, images of digits are as large as they are"),
         ({"resume": 1}, "resume: got 1, must be bool"),
         ({"resume": True, "overwrite": True}, "overwrite: cannot be combined with resume"),
         ({"batch_size": 33, "devices": 2}, r"batch_size: got 33, must be a multiple of devices"),

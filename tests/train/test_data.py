@@ -40,6 +40,52 @@ def test_digits_split_is_fixed_and_stratified():
     assert len(data.load("digits", limit=7).train.inputs) == 7
 
 
+def write_cifar100(root, protocol=4, **changes):
+    folder = root / cifar.CIFAR100_FOLDER
+    folder.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 3072), dtype=np.uint8)
+    for name, part in zip(("train", "test"), pixels, strict=True):
+        batch = {b"fine_labels": [0, 99, 7], b"coarse_labels": [0, 19, 3], b"data": part}
+        batch |= {key.encode(): value for key, value in changes.items()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol))
+    names = {b"fine_label_names": [b"fine%d" % i for i in range(100)], b"coarse_label_names": []}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol))
+    return folder, pixels
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cifar100_is_read_with_its_fine_classes(tmp_path, protocol):
+    _, pixels = write_cifar100(tmp_path, protocol)
+    loaded = data.load("cifar100", tmp_path)
+    assert torch.equal(loaded.train.inputs, torch.from_numpy(pixels[0]).view(3, 3, 32, 32))
+    assert torch.equal(loaded.test.inputs, torch.from_numpy(pixels[1]).view(3, 3, 32, 32))
+    assert loaded.train.labels.tolist() == [0, 99, 7] and loaded.name == "cifar100"
+    assert len(loaded.classes) == 100 and loaded.classes[99] == "fine99"
+
+
+def test_cifar100_is_as_careful_as_cifar10(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UsageError, match="^root: data='cifar100' needs the folder that holds cifar"
+    ):
+        data.load("cifar100")
+    with pytest.raises(UsageError, match="^root: .* holds no folder cifar-100-python"):
+        data.load("cifar100", tmp_path)
+    write_cifar100(tmp_path, fine_labels=[0, 100, 7])
+    with pytest.raises(UsageError, match="train: fine_labels must be whole numbers from 0 to 99"):
+        data.load("cifar100", tmp_path)
+    folder, _ = write_cifar100(tmp_path, data=Attack(os.system, "touch hacked"))
+    with pytest.raises(UsageError, match="train: not a CIFAR file.*system.*refused"):
+        data.load("cifar100", tmp_path)
+    assert not (tmp_path / "hacked").exists()
+    (folder / "meta").write_bytes(pickle.dumps({b"label_names": []}, 4))
+    with pytest.raises(UsageError, match="meta: holds no list fine_label_names"):
+        data.load("cifar100", tmp_path)
+    (folder / "meta").unlink()
+    with pytest.raises(UsageError, match="meta: cannot be read"):
+        data.load("cifar100", tmp_path)
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_cifar10_is_read(tmp_path, protocol):
     _, pixels = write(tmp_path, protocol)
@@ -82,7 +128,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, attack, 
     folder, _ = write(tmp_path)
     batch = {b"labels": [], b"data": attack}
     (folder / "data_batch_2").write_bytes(pickle.dumps(batch, 4))
-    with pytest.raises(UsageError, match=f"data_batch_2: not a CIFAR-10 file.*{refused}.*refused"):
+    with pytest.raises(UsageError, match=f"data_batch_2: not a CIFAR file.*{refused}.*refused"):
         data.load("cifar10", tmp_path)
     assert not (tmp_path / "hacked").exists()
 
@@ -94,7 +140,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch, attack, 
         ({b"labels": [0]}, "data must be a uint8 array"),
         ({b"labels": [0], b"data": np.zeros((1, 3071), np.uint8)}, "data must be a uint8 array"),
         ({b"labels": [0], b"data": np.zeros((1, 3072))}, "not uint8"),
-        ({b"labels": [0], b"data": np.array([[os]], object)}, "not a CIFAR-10 file|refused"),
+        ({b"labels": [0], b"data": np.array([[os]], object)}, "not a CIFAR file|refused"),
         ({b"labels": [0, 1], b"data": np.zeros((1, 3072), np.uint8)}, "a list of 1 numbers"),
         ({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}, "from 0 to 9"),
         ({b"labels": ["cat"], b"data": np.zeros((1, 3072), np.uint8)}, "from 0 to 9"),
@@ -120,7 +166,7 @@ def test_missing_and_truncated_files(tmp_path):
     whole = (folder / "data_batch_4").read_bytes()
     for length in (0, 1, 40, len(whole) // 2, len(whole) - 1):
         (folder / "data_batch_4").write_bytes(whole[:length])
-        with pytest.raises(UsageError, match="data_batch_4: not a CIFAR-10 file, or damaged"):
+        with pytest.raises(UsageError, match="data_batch_4: not a CIFAR file, or damaged"):
             data.load("cifar10", tmp_path)
     (folder / "data_batch_4").unlink()
     with pytest.raises(UsageError, match="data_batch_4: cannot be read"):

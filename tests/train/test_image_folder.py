@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fastssl.train import UsageError, data, pretrain
+from fastssl.train.data import image_folder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -75,10 +76,36 @@ def test_unreadable_files_are_reported_and_left_out(tmp_path, capsys):
     whole = (tmp_path / "0.jpg").read_bytes()
     (tmp_path / "0.jpg").write_bytes(whole[: len(whole) // 2])
     made = load(tmp_path)
-    assert len(made.train.inputs) + len(made.test.inputs) == 8
+    assert len(made.train.inputs) + len(made.test.inputs) == 8 and made.left_out == 5
     line = capsys.readouterr().out
     assert line.startswith("data: left out 5 that cannot be read: ") and "and 2 more" in line
     assert str(tmp_path / "0.jpg") in line and line.count("\n") == 1
+
+
+def test_images_that_do_not_fit_are_read_when_they_are_needed(tmp_path, monkeypatch, capsys):
+    for i in range(12):
+        save(tmp_path / "a" / f"{i:02d}.png", (20 + i, 33), (i, 0, 0))
+        save(tmp_path / "b" / f"{i:02d}.jpg", (50, 21 + i), (i, 99, 0))
+    (tmp_path / "a" / "00.png").write_bytes(b"no image")
+    Image.new("F", (32, 32), 0.5).save(tmp_path / "b" / "12.tif")
+    in_memory = load(tmp_path, image_size=16)
+    monkeypatch.setattr(image_folder, "LARGEST", 25 * 3 * 16**2)
+    assert isinstance(load(tmp_path, image_size=16).train.inputs, torch.Tensor)
+    monkeypatch.setattr(image_folder, "LARGEST", 25 * 3 * 16**2 - 1)
+    lazily = load(tmp_path, image_size=16)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[2] and lines[0].startswith("data: left out 2 that cannot be read: ")
+    for name in ("train", "test"):
+        read, expected = getattr(lazily, name), getattr(in_memory, name)
+        assert not isinstance(read.inputs, torch.Tensor) and len(read.inputs) == len(expected)
+        assert torch.equal(read.inputs[:], expected.inputs)
+        assert torch.equal(read.labels, expected.labels)
+    # Only its header was read: that it is damaged is seen now.
+    whole = (tmp_path / "b" / "03.jpg").read_bytes()
+    (tmp_path / "b" / "03.jpg").write_bytes(whole[: len(whole) // 2])
+    changed = (lazily.train.inputs[:] != in_memory.train.inputs).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [7] and lazily.train.labels[7] == 1
+    assert lazily.train.inputs.unreadable() == [str(tmp_path / "b" / "03.jpg")]
 
 
 @pytest.mark.parametrize("name", ["test", "val"])
@@ -154,5 +181,5 @@ def test_resuming_on_other_images_is_refused(tmp_path):
         save(tmp_path / "data" / f"{i}.png", colour=(i, 0, 0))
     train(epochs=1)
     save(tmp_path / "data" / "0.png", colour=(99, 0, 0))
-    with pytest.raises(UsageError, match="^resume: .* was trained on other images"):
+    with pytest.raises(UsageError, match="^resume: .* was trained on other"):
         train(epochs=1, resume=True)

@@ -12,6 +12,7 @@ from fastssl.train.data.kinds import Data, Split
 from fastssl.train.errors import UsageError
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR100_FOLDER = "cifar-100-python"
 
 
 def cifar10(root: Path | None) -> Data:
@@ -23,32 +24,57 @@ def cifar10(root: Path | None) -> Data:
     Raises:
         UsageError: no root, a missing file, or a file that is not a CIFAR-10 batch.
     """
-    if root is None:
-        raise UsageError(f"root: data='cifar10' needs the folder that holds {CIFAR10_FOLDER}")
-    folder = Path(root) / CIFAR10_FOLDER
-    if not folder.is_dir():
-        raise UsageError(f"root: {root} holds no folder {CIFAR10_FOLDER}")
-    meta = _read_pickle(folder / "batches.meta").get(b"label_names")
-    if not isinstance(meta, list) or not all(isinstance(name, bytes) for name in meta):
-        raise UsageError(f"{folder / 'batches.meta'}: holds no list label_names")
-    batches = [_read_batch(folder / f"data_batch_{i}", len(meta)) for i in range(1, 6)]
+    folder = _folder("cifar10", root, CIFAR10_FOLDER)
+    classes = _read_names(folder / "batches.meta", b"label_names")
+    batches = [_read_batch(folder / f"data_batch_{i}", b"labels", classes) for i in range(1, 6)]
     train = Split(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    test = Split(*_read_batch(folder / "test_batch", len(meta)))
-    return Data("cifar10", tuple(name.decode() for name in meta), train, test)
+    return Data(
+        "cifar10", classes, train, Split(*_read_batch(folder / "test_batch", b"labels", classes))
+    )
 
 
-def _read_batch(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+def cifar100(root: Path | None) -> Data:
+    """CIFAR-100, 50,000 + 10,000 photographs of 32 x 32 of 100 fine classes; read like CIFAR-10.
+
+    Raises:
+        UsageError: no root, a missing file, or a file that is not of CIFAR-100.
+    """
+    folder = _folder("cifar100", root, CIFAR100_FOLDER)
+    classes = _read_names(folder / "meta", b"fine_label_names")
+    splits = [
+        Split(*_read_batch(folder / name, b"fine_labels", classes)) for name in ("train", "test")
+    ]
+    return Data("cifar100", classes, *splits)
+
+
+def _folder(data: str, root: Path | None, name: str) -> Path:
+    if root is None:
+        raise UsageError(f"root: data={data!r} needs the folder that holds {name}")
+    folder = Path(root) / name
+    if not folder.is_dir():
+        raise UsageError(f"root: {root} holds no folder {name}")
+    return folder
+
+
+def _read_names(path: Path, key: bytes) -> tuple[str, ...]:
+    names = _read_pickle(path).get(key)
+    if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+        raise UsageError(f"{path}: holds no list {key.decode()}")
+    return tuple(name.decode(errors="replace") for name in names)
+
+
+def _read_batch(path: Path, key: bytes, classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     batch = _read_pickle(path)
-    data, labels = batch.get(b"data"), batch.get(b"labels")
+    data, labels, name = batch.get(b"data"), batch.get(key), key.decode()
     if not isinstance(data, _Array) or len(data.shape) != 2 or data.shape[1] != 3072:
         raise UsageError(f"{path}: data must be a uint8 array of shape [N, 3072]")
     count = data.shape[0]
     if not isinstance(labels, list) or len(labels) != count:
-        raise UsageError(f"{path}: labels must be a list of {count} numbers, one for each image")
-    if not all(type(label) is int and 0 <= label < classes for label in labels):
-        raise UsageError(f"{path}: labels must be whole numbers from 0 to {classes - 1}")
+        raise UsageError(f"{path}: {name} must be a list of {count} numbers, one for each image")
+    if not all(type(label) is int and 0 <= label < len(classes) for label in labels):
+        raise UsageError(f"{path}: {name} must be whole numbers from 0 to {len(classes) - 1}")
     images = torch.from_numpy(data.numpy()).view(count, 3, 32, 32)
-    return images, torch.tensor(labels)
+    return images, torch.tensor(labels, dtype=torch.int64)
 
 
 class _Array:
@@ -113,7 +139,7 @@ def _read_pickle(path: Path) -> dict:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     # A damaged pickle raises almost anything.
     except Exception as error:
-        raise UsageError(f"{path}: not a CIFAR-10 file, or damaged: {error}") from None
+        raise UsageError(f"{path}: not a CIFAR file, or damaged: {error}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"{path}: not a CIFAR-10 file: holds {type(value).__name__}, not a dict")
+        raise UsageError(f"{path}: not a CIFAR file: holds {type(value).__name__}, not a dict")
     return value

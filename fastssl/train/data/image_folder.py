@@ -1,21 +1,28 @@
-"""A folder of images of any size as a data set in memory."""
+"""A folder of images of any size as a data set, in memory where it fits."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastssl.train import progress
 from fastssl.train.data.kinds import Data, Split
+from fastssl.train.data.lazy import LazyImages
+from fastssl.train.data.pixels import SUFFIXES, check_header, decode
+from fastssl.train.data.splits import FIFTH, held_out, ranks
+from fastssl.train.data.unread import note_left_out, reason
 from fastssl.train.errors import UsageError
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+#: Bytes of decoded images up to which they are kept in memory.
+LARGEST = 4 << 30
 
-#: Every fifth image of a class is for testing, where the folder does not say which are.
-FIFTH = 5
+#: Headers read at a time: network file systems answer late, but many at once.
+HEADERS = 16
 
-#: Files named in the line about those that cannot be read.
-NAMED = 3
+#: Files handed to the threads at once.
+CHUNK = 4096
 
 
 def image_folder(path: Path, side: int) -> Data:
@@ -27,10 +34,13 @@ def image_folder(path: Path, side: int) -> Data:
     otherwise every fifth image of a class, in the order of paths, is for testing. Images of
     different classes take turns, so that the first few of a split are of all.
 
-    Each image is turned as its camera says, its shorter side is brought to `side` (bicubic, with
-    antialiasing), and the middle kept. Of 16-bit levels the upper 8 bits count. Files that cannot
-    be read, or hold other numbers than levels, are left out and reported. A class without an image
+    Each image is brought to size as `fastssl.train.data.pixels.decode` says. Files that cannot be
+    read, or hold other numbers than levels, are left out and reported. A class without an image
     to train on is none; hidden files and folders are not looked at.
+
+    Images that need more than 4 GiB when decoded are read when they are needed, see
+    `fastssl.train.data.lazy.LazyImages`: only their headers are read at once, and a file that turns
+    out to be damaged later is replaced by the next of its class, and counted.
 
     Args:
         path: of the folder.
@@ -42,33 +52,34 @@ def image_folder(path: Path, side: int) -> Data:
     if not path.is_dir():
         raise UsageError(f"data: {path} is not a folder")
     test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-    unread: list[str] = []
     if (path / "train").is_dir() and test:
-        splits = [_by_class(folder) for folder in (path / "train", test)]
-        if splits[0].keys() != splits[1].keys():
+        found = [_by_class(folder) for folder in (path / "train", test)]
+        if found[0].keys() != found[1].keys():
             raise UsageError(f"data: {path / 'train'} and {test} hold different classes")
-        read = [{k: _read(files, side, unread) for k, files in s.items()} for s in splits]
     else:
-        images = {k: _read(files, side, unread) for k, files in _by_class(path).items()}
-        last = FIFTH - 1
-        read = [
-            {k: [x for i, x in enumerate(v) if i % FIFTH != last] for k, v in images.items()},
-            {k: v[last::FIFTH] for k, v in images.items()},
-        ]
-    if unread:
-        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        names = ", ".join(unread[:NAMED])
-        progress.note(f"data: left out {len(unread)} that cannot be read: {names}{more}")
-    known = [kind for kind, images in read[0].items() if images]
-    read = [{kind: split[kind] for kind in known} for split in read]
-    counts = [sum(map(len, split.values())) for split in read]
+        found = [_by_class(path)]
+    files = [[(f, kind) for kind, of in enumerate(s.values()) for f in of] for s in found]
+    lazily = sum(map(len, files)) * 3 * side**2 > LARGEST
+    unread: list[str] = []
+    read = [_readable(of, side, lazily, unread) for of in files]
+    note_left_out(unread)
+    if len(read) == 1:
+        images, labels = read[0]
+        for_test = held_out(labels)
+        read = [_where(rows, images, labels) for rows in (~for_test, for_test)]
+    known = read[0][1].unique()
+    read = [_where(torch.isin(labels, known), images, labels) for images, labels in read]
+    counts = [len(images) for images, _ in read]
     if not all(counts):
         raise UsageError(
             f"data: {path} has {counts[0]} images to train on and {counts[1]} to test on, there "
             f"must be some of each; of a class's images every {FIFTH}th is for testing"
         )
-    classes = tuple(read[0])
-    return Data(path.resolve().name, classes if len(classes) > 1 else (), *map(_split, read))
+    names = list(found[0])
+    classes = tuple(names[kind] for kind in known.tolist())
+    splits = [_split(images, torch.searchsorted(known, labels), side) for images, labels in read]
+    classes = classes if len(classes) > 1 else ()
+    return Data(path.resolve().name, classes, *splits, left_out=len(unread))
 
 
 def _by_class(path: Path) -> dict[str, list[Path]]:
@@ -86,45 +97,49 @@ def _by_class(path: Path) -> dict[str, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _read(files: list[Path], side: int, unread: list[str]) -> list[Tensor]:
-    """Readable images, each uint8 [3, side, side]; the others' paths are added to `unread`."""
-    import numpy as np
-    from PIL import Image, ImageOps
+def _readable(
+    files: list[tuple[Path, int]], side: int, lazily: bool, unread: list[str]
+) -> tuple[list[Tensor | tuple[str, int]], Tensor]:
+    """Images of readable files and their labels; the others' paths are added to `unread`.
 
-    images = []
-    for file in files:
+    An image is uint8 [3, side, side] or, to be read later, its path and length in bytes.
+    """
+
+    def read(path: Path) -> Tensor | tuple[str, int] | Exception:
         try:
-            with Image.open(file) as opened:
-                # JPEGs are decoded no larger than needed: at least twice the size.
-                opened.draft("RGB", (2 * side, 2 * side))
-                image = _levels(ImageOps.exif_transpose(opened)).convert("RGB")
-            image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+            if not lazily:
+                return decode(path, side)
+            check_header(path)
+            return str(path), path.stat().st_size
         # A damaged file raises almost anything.
         except Exception as error:
-            unread.append(f"{file} ({error or type(error).__name__})")
-        else:
-            images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return images
+            return error
+
+    images, labels = [], []
+    with ThreadPoolExecutor(HEADERS if lazily else torch.get_num_threads()) as pool:
+        for start in range(0, len(files), CHUNK):
+            chunk = files[start : start + CHUNK]
+            for (path, label), got in zip(
+                chunk, pool.map(read, [f for f, _ in chunk]), strict=True
+            ):
+                if isinstance(got, Exception):
+                    unread.append(f"{path} ({reason(got)})")
+                else:
+                    images.append(got)
+                    labels.append(label)
+    return images, torch.tensor(labels, dtype=torch.int64)
 
 
-def _levels(image):
-    """An image of 8-bit levels; Pillow itself would cut 16-bit levels off at 255."""
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"numbers of mode {image.mode}, not levels")
-    return image
+def _where(rows: Tensor, images: list, labels: Tensor) -> tuple[list, Tensor]:
+    return list(compress(images, rows.tolist())), labels[rows]
 
 
-def _split(images: dict[str, list[Tensor]]) -> Split:
-    turns = sorted(
-        (place, kind) for kind, of in enumerate(images.values()) for place in range(len(of))
-    )
-    of = list(images.values())
-    return Split(
-        torch.stack([of[kind][place] for place, kind in turns]),
-        torch.tensor([kind for _, kind in turns]),
-    )
+def _split(images: list[Tensor | tuple[str, int]], labels: Tensor, side: int) -> Split:
+    turns = (ranks(labels) * (labels.max() + 1) + labels).argsort()
+    images, labels = [images[i] for i in turns.tolist()], labels[turns]
+    if isinstance(images[0], Tensor):
+        return Split(torch.stack(images), labels)
+    paths, lengths = zip(*images, strict=True)
+    parts = np.zeros((len(paths), 3), np.int64)
+    parts[:, 0], parts[:, 2] = np.arange(len(paths)), lengths
+    return Split(LazyImages(paths, side, parts, labels), labels)

@@ -13,8 +13,9 @@ class Split:
     Attributes:
         inputs: uint8 images [N, C, H, W], or token ids of texts, int64 [N, L]. A tensor, or for
             images that are read when they are needed an object with a tensor's `shape`, `dtype`,
-            `len`, indexing by a slice or by int64 ids [n], which returns a tensor, and `first(n)`,
-            itself cut to n images.
+            `len`, indexing by a slice or by int64 ids [n], which returns a tensor,
+            `first(n)`, itself cut to n images, and `fingerprint()`, a number that tells it from
+            others: `fastssl.train.data.lazy.LazyImages`.
         labels: classes of the samples, int64 [N]; -1 where a sample has none.
         captions: token ids of a text for each image, int64 [N, L], or None.
     """
@@ -48,6 +49,7 @@ class Data:
         test: samples to test on.
         vocabulary: the word pieces that token ids count, of texts and captions; the first are those
             of `fastssl.train.data.text.SPECIAL`. Empty without texts.
+        left_out: how many files could not be read, and are in neither split.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Data:
     train: Split
     test: Split
     vocabulary: tuple[str, ...] = ()
+    left_out: int = 0
 
     @property
     def kind(self) -> str:

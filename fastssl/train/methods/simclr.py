@@ -4,7 +4,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +26,9 @@ class SimCLRConfig(Config):
     temperature: float = option(0.5, "Temperature of the loss.", least=1e-8)
     hidden: int = option(256, "Hidden units of the projector.", least=1)
     dim: int = option(128, "Size of the projections.", least=1)
+    crop_scale: float | None = option(
+        None, "Least share of the image in a crop, by default that of the recipe.", above=0, below=1
+    )
     chunk_size: int | None = option(
         None, "Images that pass the encoder at a time, by default all of a step.", least=2
     )
@@ -58,7 +61,10 @@ class SimCLR(Method):
         self.backbone = backbones.encoder(config, data)
         self.projector = networks.mlp(self.backbone.features, config.hidden, config.dim)
         self.criterion = NTXentLoss(config.temperature, process_group=everyone())
-        self.augment = same_size_views(data, [recipe_for(data)] * 2, config)
+        recipe = recipe_for(data)
+        if config.crop_scale is not None:
+            recipe = replace(recipe, scale=(config.crop_scale, 1.0))
+        self.augment = same_size_views(data, [recipe] * 2, config)
 
     def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""
