@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks.measure import peak_memory
 from fastssl import cached_step, nt_xent
-from fastssl.train.networks import encoder, projector
+from fastssl.train import networks
 
 #: Batch and chunk size, None for one pass.
 CASES = [(256, None), (256, 64), (1024, None), (1024, 64), (1024, 256), (8192, 256)]
@@ -27,8 +27,8 @@ CASES = [(256, None), (256, 64), (1024, None), (1024, 64), (1024, 256), (8192, 2
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    backbone = encoder("resnet18", 3, 8)
-    return nn.Sequential(backbone, projector(backbone.features, 256, 128)).to(
+    backbone = networks.ResNet(networks.BasicBlock, (2, 2, 2, 2), 3, 8, "cifar")
+    return nn.Sequential(backbone, networks.mlp(backbone.features, 256, 128)).to(
         memory_format=torch.channels_last
     )
 

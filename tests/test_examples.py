@@ -58,3 +58,12 @@ def test_ijepa_digits():
         "all labels",
     ]
     assert all(10 < float(score) <= 100 for line in table for score in line[1:])
+
+
+def test_pictures_to_map(tmp_path):
+    pytest.importorskip("sklearn")
+    done = run("pictures_to_map.py", "--epochs", 1, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "| logistic | 5 |" in done.stdout and "360 test pictures, 64 features" in done.stdout
+    assert "have a nearest neighbour of their own class" in done.stdout
+    assert (tmp_path / "run" / "map.png").read_bytes().startswith(b"\x89PNG")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastssl.train._seeds import derived
 from fastssl.train.config import Config
+from fastssl.train.data import Split
 
 
 class Feed:
@@ -83,8 +84,13 @@ class _Reader(Dataset):
         return self.inputs[ids], ids
 
 
-def fingerprint(inputs) -> int:
-    """A number that tells a split's inputs from others, of images on disk by their names."""
+def fingerprint(split: Split) -> int:
+    """A number that tells a split's samples from others, of images on disk by their names."""
+    inputs = split.inputs
     if isinstance(inputs, Tensor):
-        return zlib.crc32(inputs.numpy().tobytes())
-    return inputs.fingerprint()
+        number = zlib.crc32(inputs.numpy().tobytes())
+    else:
+        number = inputs.fingerprint()
+    if split.captions is not None:
+        number = zlib.crc32(split.captions.numpy().tobytes(), number)
+    return number

@@ -39,8 +39,7 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
         UsageError: the loss is no longer finite, or the checkpoint is damaged or of a run on other
             samples.
     """
-    inputs = data.train.inputs
-    feed = Feed(inputs, config, fabric.device, fabric.global_rank, fabric.world_size)
+    feed = Feed(data.train.inputs, config, fabric.device, fabric.global_rank, fabric.world_size)
     per_epoch = steps_per_epoch(config, data)
     steps = config.epochs * per_epoch
     optimizer = method.optimizer()
@@ -48,7 +47,7 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
     model, optimizer = fabric.setup(synchronised(method, fabric.device), optimizer)
     model.train()
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 0}
-    state["samples"] = trained_on = fingerprint(inputs)
+    state["samples"] = trained_on = fingerprint(data.train)
     if config.resume and folder.checkpoints.begun():
         folder.checkpoints.verify()
         fabric.load(folder.checkpoints.last, state, weights_only=True)

@@ -23,7 +23,7 @@ class BYOLConfig(Config):
 
     The momentum is the paper's for its shorter runs of 300 epochs (section 3.3 has 0.996 for 1000).
     The paper's heads, 4096 hidden units and 256 outputs, follow 2048 features of a ResNet-50;
-    these, and the common keywords' defaults, were chosen on the digits.
+    those here, and the common keywords' defaults, were chosen on the digits.
     """
 
     epochs: int = option(30, "Passes over the training images.", least=1)

@@ -15,6 +15,7 @@ from fastssl.augment import Augment
 from fastssl.train import backbones, networks
 from fastssl.train.config import option
 from fastssl.train.data import Data
+from fastssl.train.errors import UsageError
 from fastssl.train.pictures import grid
 from fastssl.train.puzzles import SHOWN, Puzzle, TileConfig, check_tile
 from fastssl.train.views import MEAN, STD, recipe_for
@@ -44,6 +45,11 @@ class JigsawConfig(TileConfig):
     normalise: bool = option(True, "Bring each tile to mean 0 and deviation 1.")
     epochs: int = option(60, "Passes over the training images.", least=1)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tile > 1:
+            raise UsageError(f"tile: got {self.tile}, must be at most 1")
+
 
 class Jigsaw(Puzzle):
     """Permutation classification from the features of nine tiles, side by side.
@@ -62,7 +68,7 @@ class Jigsaw(Puzzle):
         super().__init__(config, data)
         _, channels, *sides = data.train.inputs.shape
         cells = [-(-side // GRID) for side in sides]
-        self.tile = tuple(max(1, min(cell, round(config.tile * cell))) for cell in cells)
+        self.tile = tuple(max(1, round(config.tile * cell)) for cell in cells)
         self.answers = config.permutations
         permutations = masking.hamming_permutations(self.answers, GRID**2, seed=config.seed)
         self.register_buffer("permutations", permutations)

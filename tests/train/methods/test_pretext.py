@@ -183,6 +183,7 @@ def test_solved_puzzles_are_drawn_as_the_images_that_they_were():
         ("rotation", (32, 16), {}, "^data: noise has images of 32 x 16, rotation wants squares"),
         ("jigsaw", (8, 8), {}, "^backbone: 'small' cannot take tiles of 3 x 3 pixels"),
         ("jigsaw", (32, 32), {"permutations": 1}, "^permutations: got 1, must be at least 2"),
+        ("jigsaw", (32, 32), {"tile": 1.5}, "^tile: got 1.5, must be at most 1"),
         ("jigsaw", (32, 32), {"backbone": "vit-tiny"}, "^backbone: got 'vit-tiny', must be one of"),
         ("relative-patch", (32, 32), {"gap": 15}, "^gap: got 15, with jitter 1 images of 32"),
         ("relative-patch", (32, 32), {"gap": 10}, "^backbone: 'small' cannot take tiles of 3 x 3"),
