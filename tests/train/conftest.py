@@ -5,7 +5,7 @@ import torch
 
 # On a machine that has no extras, such as one lent for its GPU, other tests shall still be found.
 if any(find_spec(name) is None for name in ("lightning_fabric", "sklearn", "typer")):
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["test_*.py", "methods/test_*.py"]
 
 
 @pytest.fixture(autouse=True, scope="package")
