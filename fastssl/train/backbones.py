@@ -58,10 +58,7 @@ class Foreign(nn.Module):
         self.repeats = 1
         try:
             if library == "timm":
-                import timm
-
-                sized = {"img_size": tuple(sides)} if "vit" in name else {}
-                self.model = timm.create_model(name, in_chans=channels, num_classes=0, **sized)
+                self.model = _of_timm(name, in_chans=channels, num_classes=0, img_size=tuple(sides))
             else:
                 import torchvision
 
@@ -82,6 +79,16 @@ class Foreign(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to [N, features]."""
         return self.model(images.repeat(1, self.repeats, 1, 1)).flatten(1)
+
+
+def _of_timm(name: str, img_size: tuple[int, int], **keywords) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, img_size=img_size, **keywords)
+    # Convolutional networks take any size, and no such keyword.
+    except TypeError:
+        return timm.create_model(name, **keywords)
 
 
 def _drop_classifier(model: nn.Module) -> None:
