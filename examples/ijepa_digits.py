@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fastssl import masking
 from fastssl.train import data, evaluation, vit
+from fastssl.train.momentum import follow
 from fastssl.train.views import MEAN, STD, to_float
 
 PATCH = 8
@@ -80,13 +81,6 @@ def targets_of(teacher: vit.VisionTransformer, images: Tensor, targets: Tensor) 
     features = F.layer_norm(features, features.shape[-1:])
     sample = torch.arange(len(images), device=images.device).view(-1, 1, 1)
     return features[sample, targets]
-
-
-@torch.no_grad()
-def follow(teacher: nn.Module, encoder: nn.Module, momentum: float) -> None:
-    """Moves the teacher's weights towards the encoder's."""
-    pairs = list(teacher.parameters()), list(encoder.parameters())
-    torch._foreach_lerp_(*pairs, 1 - momentum)
 
 
 def rate(step: int, steps: int, peak: float) -> float:

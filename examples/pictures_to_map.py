@@ -25,7 +25,7 @@ args = parser.parse_args()
 # %% Train: two views of a picture shall agree, views of different pictures shall not.
 run = pretrain("simclr", data=args.data, epochs=args.epochs, out=args.out, overwrite=True)
 
-# %% What did it learn? Labels are looked at here for the first time, if there are any.
+# %% What did it learn? Labels, if there are any, serve to measure it; no gradient came from them.
 print(tables.markdown(run.rows, run.task))
 
 # %% The encoder is an ordinary module: pictures in, features out.

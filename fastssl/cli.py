@@ -56,6 +56,7 @@ def demo(
     with _one_line_errors():
         run = pretrain("simclr", data="digits", out=out, seed=seed, overwrite=True)
     _show(run)
+    print(f"loss and maps of the features: {run.out / 'report.png'}")
     passed, verdict = judge(run)
     Console(highlight=False).print(verdict, soft_wrap=True)
     if not passed:

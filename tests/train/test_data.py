@@ -157,6 +157,21 @@ def test_a_foreign_pickle_is_an_error_that_names_the_file(tmp_path, batch, messa
         data.load("cifar10", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"K\x02M\x00\x0c\x86", b"K\x03M\x00\x0c\x86", r"6144 bytes of an array \(3, 3072\)"),
+        (CANONICAL[CANONICAL.index(b"(K\x01K\x02M") :], b"u.", "data must be a uint8 array"),
+    ],
+    ids=["another shape", "without content"],
+)
+def test_a_damaged_array_is_an_error_that_names_the_file(tmp_path, old, new, message):
+    folder, _ = write(tmp_path)
+    (folder / "test_batch").write_bytes(CANONICAL.replace(old, new))
+    with pytest.raises(UsageError, match=f"test_batch: .*{message}"):
+        data.load("cifar10", tmp_path)
+
+
 def test_missing_and_truncated_files(tmp_path):
     with pytest.raises(UsageError, match="^root: data='cifar10' needs the folder"):
         data.load("cifar10")

@@ -1,4 +1,5 @@
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -95,3 +96,7 @@ def test_missing_foreign_and_damaged_files(tmp_path, write):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=r"made.npz: not a numpy archive \(.npz\), or damaged"):
             load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"no array")
+    with pytest.raises(UsageError, match="made.npz: not a numpy archive .* images is no array"):
+        load(path)

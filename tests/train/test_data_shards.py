@@ -52,6 +52,8 @@ def numbers(images):
 def test_braces_stand_for_choices_and_padded_numbers():
     assert expand("a-{008..011}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar", "a-011.tar"]
     assert expand("{b,a}/{1..2}") == ["b/1", "b/2", "a/1", "a/2"]
+    assert expand("{9..012}") == ["009", "010", "011", "012"]
+    assert expand("{0..10}") == [str(number) for number in range(11)]
     assert expand("{2..0}") == ["2", "1", "0"] and expand("{x}{}") == ["{x}{}"]
     for pattern in ("{0..99999999999}", "{0..999}{0..999}"):
         with pytest.raises(UsageError, match="^data: .* stands for more than 100,000 shards"):

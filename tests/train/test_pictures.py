@@ -1,6 +1,7 @@
 """Pictures are drawn from made-up numbers: what they say is in their axes, not in their pixels."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,11 @@ def test_neighbours_are_the_nearest_by_cosine(classes):
     if classes:
         assert colours[0] == colours[2] != colours[1]
         assert [text.get_text() for text in axis.texts][:3] == ["cat", "cat", "dog"]
+        # An image without a label is neither of the same class nor of another.
+        unlabelled = replace(data.test, labels=torch.full_like(data.test.labels, -1))
+        data = replace(data, test=unlabelled, train=unlabelled)
+        figure = neighbours(data, (ids, features), (ids[:1], features[:1]), seed=0)
+        assert not figure.axes[0].patches
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """CIFAR's canonical files, read without running any code that they might hold."""
 
 import io
+import math
 import pickle
 from pathlib import Path
 
@@ -80,10 +81,14 @@ def _read_batch(path: Path, key: bytes, classes: tuple[str, ...]) -> tuple[Tenso
 class _Array:
     """Stands in for numpy's array while a pickle is read: bytes and a shape, nothing that runs."""
 
+    shape: tuple[int, ...] = ()
+
     def __setstate__(self, state):
         _, self.shape, dtype, fortran, self.content = state
         if not isinstance(dtype, _DType) or dtype.code not in ("u1", b"u1") or fortran:
             raise pickle.UnpicklingError("an array that is not uint8 in row-major order")
+        if len(self.content) != math.prod(self.shape):
+            raise pickle.UnpicklingError(f"{len(self.content)} bytes of an array {self.shape}")
 
     def numpy(self) -> np.ndarray:
         return np.frombuffer(self.content, np.uint8).reshape(self.shape).copy()

@@ -76,7 +76,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] if name in known else None for name in names}
+            held = {name: arrays[name] if name in known else None for name in names}
+        for name, array in held.items():
+            # Of what is no array numpy returns the bytes.
+            if isinstance(array, bytes):
+                raise ValueError(f"{name} is no array")
+        return held
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path}: not a numpy archive (.npz), or damaged: {error}") from None
     except OSError as error:

@@ -95,7 +95,9 @@ def _choices(inside: str) -> list[str] | range:
     if not numbers:
         return inside.split(",") if "," in inside else ["{" + inside + "}"]
     first, last = numbers.groups()
-    width = max(map(len, numbers.groups())) if "0" in (first[:1], last[:1]) else 0
+    # As a shell: a zero alone pads nothing.
+    padded = any(len(number) > 1 and number[0] == "0" for number in numbers.groups())
+    width = max(len(first), len(last)) if padded else 0
     step = 1 if int(first) <= int(last) else -1
     values = range(int(first), int(last) + step, step)
     if len(values) > MOST:

@@ -58,7 +58,8 @@ def text(path: Path) -> Data:
     occurs again is left out, so that nothing is trained on that is tested. Texts are cut into
     excerpts of 62 tokens between [CLS] and [SEP]; every fifth of a class, in the order of paths, is
     for testing. Excerpts of different classes take turns, so that the first few of a split are of
-    all. Files that are not UTF-8 are left out and reported; hidden ones are not looked at.
+    all. Word pieces are learned from all texts, those for testing too, which are cut by them. Files
+    that are not UTF-8 are left out and reported; hidden ones are not looked at.
 
     Args:
         path: of the file or folder.

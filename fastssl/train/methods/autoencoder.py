@@ -76,7 +76,7 @@ class Autoencoder(Method):
 
     def forward(self, seen: Tensor, clean: Tensor) -> dict[str, Tensor]:
         """The mean squared error, and the share of the pixels' variance that came back."""
-        loss = F.mse_loss(self.decoder(self.backbone(seen)).float(), clean)
+        loss = F.mse_loss(self.decoder(self.backbone(seen)).to(clean.dtype), clean)
         return {"loss": loss, "explained": 1 - loss.detach() / clean.var(correction=0)}
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":

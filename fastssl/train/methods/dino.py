@@ -16,6 +16,7 @@ from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
 from fastssl.train.method import Method
+from fastssl.train.plan import steps_per_epoch
 from fastssl.train.processes import mean_over
 from fastssl.train.views import MEAN, STD, recipe_for
 
@@ -25,8 +26,9 @@ class DINOConfig(Config):
     """DINO's own keywords.
 
     Temperatures, the centre's momentum and the last layer's rest for an epoch are the defaults of
-    the paper and its code, which have 8 local crops of 0.05 to 0.4 of the image, global ones of 0.4
-    to 1, a head of 2048 hidden units, a bottleneck of 256, 65,536 outputs, and a teacher's momentum
+    the authors' code; in the paper the teacher's temperature rises from 0.04 to 0.07 in the first
+    30 epochs. Code and paper have 8 local crops of 0.05 to 0.4 of the image, global ones of 0.4 to
+    1, a head of 2048 hidden units, a bottleneck of 256, 65,536 outputs, and a teacher's momentum
     that starts at 0.996. Those here were chosen on the digits for runs of a few hundred steps, as
     were the common keywords' defaults.
     """
@@ -90,7 +92,7 @@ class DINO(Method):
         self.head = Head(self.backbone.features, config)
         self.teacher = momentum.teacher_of(self.student())
         self.register_buffer("center", torch.zeros(config.outputs))
-        self.frozen_steps = config.frozen_epochs * (len(data.train) // config.batch_size)
+        self.frozen_steps = config.frozen_epochs * steps_per_epoch(config, data)
         self.augment = self._crops(data)
 
     def _crops(self, data: Data) -> Augment:
@@ -129,10 +131,12 @@ class DINO(Method):
         outputs = self.head(features).view(len(views), len(views[0]), -1)
         log_p = F.log_softmax(outputs / self.config.student_temperature, -1)
         with torch.no_grad():
-            seen = self.teacher(torch.cat(views[:2])).view(2, len(views[0]), -1)
+            # The mean of many outputs has digits that half precision has not.
+            seen = self.teacher(torch.cat(views[:2])).to(self.center.dtype)
+            seen = seen.view(2, len(views[0]), -1)
             q = F.softmax((seen - self.center) / self.config.teacher_temperature, -1)
             mean = mean_over(seen.mean((0, 1)))
-            self.center.lerp_(mean.to(self.center.dtype), 1 - self.config.center_momentum)
+            self.center.lerp_(mean, 1 - self.config.center_momentum)
         # Every other crop of the image: all of them without the one that the teacher sees.
         others = log_p.sum(0) - log_p[:2]
         loss = -(q * others).sum(-1).mean() / (len(views) - 1)

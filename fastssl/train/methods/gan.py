@@ -99,9 +99,15 @@ class GAN(Method):
     def forward(self, real: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """The sum of both players' losses, and each of them."""
         fake = self.generate(noise)
-        d_loss = F.softplus(-self.verdict(self.backbone(real)).float()).mean()
-        d_loss = d_loss + F.softplus(self.judge(fake.detach())).mean()
-        g_loss = F.softplus(-self.judge(fake, detached=True)).mean()
+        logits = (
+            self.verdict(self.backbone(real)),
+            self.judge(fake.detach()),
+            self.judge(fake, True),
+        )
+        # Half precision, if any, ends here.
+        of_real, of_fake, of_player = (of.to(real.dtype) for of in logits)
+        d_loss = F.softplus(-of_real).mean() + F.softplus(of_fake).mean()
+        g_loss = F.softplus(-of_player).mean()
         return {"loss": d_loss + g_loss, "d_loss": d_loss, "g_loss": g_loss}
 
     def judge(self, fake: Tensor, detached: bool = False) -> Tensor:
@@ -117,7 +123,7 @@ class GAN(Method):
             trunk |= {name: weight.detach() for name, weight in self.backbone.named_parameters()}
             head = {name: weight.detach() for name, weight in self.verdict.named_parameters()}
         features = functional_call(self.backbone, trunk, fake)
-        return functional_call(self.verdict, head, features).float()
+        return functional_call(self.verdict, head, features)
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Images from the same noise whenever they are drawn."""

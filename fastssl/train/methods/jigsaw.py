@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastssl import masking
 from fastssl.augment import Augment
@@ -16,7 +15,7 @@ from fastssl.train import backbones, networks
 from fastssl.train.config import option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
-from fastssl.train.pictures import grid
+from fastssl.train.pictures import grid, joined
 from fastssl.train.puzzles import SHOWN, Puzzle, TileConfig, check_tile
 from fastssl.train.views import MEAN, STD, recipe_for
 
@@ -113,13 +112,7 @@ class Jigsaw(Puzzle):
         inverse = self.permutations[guesses].argsort(1)
         solved = tiles[torch.arange(len(tiles), device=device)[:, None], inverse]
         frames = ["tab:green" if right else "tab:red" for right in (guesses == labels).tolist()]
-        rows = {"input": images.float() / 255, "puzzle": laid(tiles), "solved": laid(solved)}
+        puzzle, laid = (joined(of * STD + MEAN) for of in (tiles, solved))
+        rows = {"input": images.float() / 255, "puzzle": puzzle, "solved": laid}
         title = f"red: not the right one of {self.answers} permutations"
         return {"puzzles": grid(rows, title, frames={"solved": frames})}
-
-
-def laid(tiles: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] of tiles [N, 9, C, h, w] in raster order, a line between."""
-    framed = F.pad(tiles * STD + MEAN, (0, 1, 0, 1), value=0.5)
-    rows = framed.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
-    return rows.flatten(4, 5).flatten(2, 3)[..., :-1, :-1]

@@ -21,9 +21,9 @@ from fastssl.train.views import recipe_for, same_size_views
 class RelativePatchConfig(TileConfig):
     """Relative patch's own keywords.
 
-    The paper cuts tiles of 96 pixels with gaps of 48 and jitter of 7 out of photographs larger
-    than 400. In small images that would leave little of a tile: these gaps are about a third of
-    one, as are epochs and hidden units chosen on the digits.
+    The paper cuts tiles of 96 pixels with gaps of 48 and jitter of 7 out of photographs of 150,000
+    to 450,000 pixels. In small images that would leave little of a tile: here gaps are about a
+    third of one. They, epochs and hidden units were chosen on the digits.
     """
 
     gap: int | None = option(None, "Pixels between tiles, by default a tenth of a side.", least=0)

@@ -5,6 +5,6 @@ Matplotlib and scikit-learn are slow to import, so only what draws imports them.
 """
 
 from fastssl.train.pictures.drawing import NAMES, draw, report, save
-from fastssl.train.pictures.grids import grid
+from fastssl.train.pictures.grids import grid, joined
 
-__all__ = ["NAMES", "draw", "grid", "report", "save"]
+__all__ = ["NAMES", "draw", "grid", "joined", "report", "save"]

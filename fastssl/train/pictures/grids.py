@@ -4,6 +4,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,21 @@ def grid(
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return figure
+
+
+def joined(tiles: Tensor) -> Tensor:
+    """Images [N, C, H, W] in [0, 1] of tiles [N, T, C, h, w] in raster order, white lines between.
+
+    In a square if they fill one, otherwise in a row.
+    """
+    count = tiles.shape[1]
+    root = round(count**0.5)
+    columns = root if root**2 == count else count
+    gap = max(1, tiles.shape[-1] // 10)
+    tiles = F.pad(tiles, (0, gap, 0, gap), value=1.0).unflatten(1, (-1, columns))
+    # [N, rows, columns, C, h, w] to [N, C, rows, h, columns, w]
+    whole = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    return whole[..., :-gap, :-gap]
 
 
 def _place(image: Tensor, column: float, line: float) -> tuple[float, float, float, float]:

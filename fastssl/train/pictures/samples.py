@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fastssl.train.data import Data, Split
 from fastssl.train.method import Method
-from fastssl.train.pictures.grids import grid
+from fastssl.train.pictures.grids import grid, joined
 from fastssl.train.pictures.maps import some
 from fastssl.train.views import MEAN, STD
 
@@ -55,19 +55,7 @@ def _is_images(view, images: Tensor) -> bool:
 def _pixels(view: Tensor) -> Tensor:
     """Images [N, C, H, W] in [0, 1] of a view of images or of tiles, [N, T, C, h, w]."""
     scaled = view.float() / 255 if view.dtype == torch.uint8 else view.float() * STD + MEAN
-    return _puzzle(scaled) if view.ndim == 5 else scaled
-
-
-def _puzzle(tiles: Tensor) -> Tensor:
-    """Tiles in their order, with white lines between them: in a square if they fill one."""
-    count = tiles.shape[1]
-    root = round(count**0.5)
-    columns = root if root**2 == count else count
-    gap = max(1, tiles.shape[-1] // 10)
-    tiles = F.pad(tiles, (0, gap, 0, gap), value=1.0).unflatten(1, (-1, columns))
-    # [N, rows, columns, C, h, w] to [N, C, rows, h, columns, w]
-    joined = tiles.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-    return joined[..., :-gap, :-gap]
+    return joined(scaled) if view.ndim == 5 else scaled
 
 
 def neighbours(
@@ -95,7 +83,10 @@ def neighbours(
     asked = add("test image", data.test, queries[0][shown])
     for rank, ids in enumerate(nearest, 1):
         found = add(f"nearest {rank}", data.train, ids)
-        frames[f"nearest {rank}"] = [SAME if same else OTHER for same in (found == asked).tolist()]
+        frames[f"nearest {rank}"] = [
+            None if min(pair) < 0 else SAME if pair[0] == pair[1] else OTHER
+            for pair in zip(asked.tolist(), found.tolist(), strict=True)
+        ]
     title = f"the nearest of {len(keys[0]):,} training images by cosine of features"
     if len(data.classes) < 2:
         return grid(rows, title)

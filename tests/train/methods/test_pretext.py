@@ -9,7 +9,7 @@ from torch import nn
 from fastssl import masking
 from fastssl.train import UsageError, pretrain, saved
 from fastssl.train.data import Data, Split
-from fastssl.train.methods import find, jigsaw
+from fastssl.train.methods import find
 
 TINY = {"limit": 160, "batch_size": 64, "epochs": 2, "accelerator": "cpu", "evaluate": False}
 #: Of each method: keywords for tests, and how many answers its question has with them.
@@ -167,14 +167,6 @@ def test_resuming_ends_where_an_unbroken_run_does(name, tmp_path, monkeypatch):
         figures = whole.model.pictures(whole.data, torch.device("cpu"))
     assert 0 <= task.accuracy <= 1 and task.chance == 1 / PUZZLES[name][1]
     assert [*figures] == (["puzzles"] if name in ("jigsaw", "patch-order") else [])
-
-
-def test_solved_puzzles_are_drawn_as_the_images_that_they_were():
-    ordered = torch.arange(9.0).view(1, 9, 1, 1, 1).expand(1, 9, 1, 2, 2)
-    image = jigsaw.laid((ordered - 0.5) / 0.25)
-    assert image.shape == (1, 1, 8, 8)
-    torch.testing.assert_close(image[0, 0, ::3, ::3], torch.arange(9.0).view(3, 3))
-    assert (image[..., 2, :] == 0.5).all()
 
 
 @pytest.mark.parametrize(
