@@ -27,8 +27,9 @@ train = typer.Typer(help="Train an encoder without labels.", no_args_is_help=Tru
 app.add_typer(train, name="train")
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
-RootOption = Annotated[
-    Path | None, typer.Option(help="Folder that holds the data, if it is not where it was.")
+RootOption = Annotated[Path | None, typer.Option(help="Where CIFAR is, if not where it was.")]
+DataOption = Annotated[
+    str | None, typer.Option(help="The data again, such as folder:PATH, if not where it was.")
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="Where to compute, by default on a GPU if there is one.")
@@ -88,6 +89,7 @@ def evaluate(
         typer.Option(help="How many are shown: by default 1,5,10,1%,10%,all, as far as there are."),
     ] = None,
     root: RootOption = None,
+    data: DataOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Measure a run's features beside those of the untrained encoder.
@@ -99,9 +101,9 @@ def evaluate(
     from fastssl.train.evaluation import tables
 
     with _one_line_errors():
-        saved = open_run(run, root)
+        saved = open_run(run, root, data)
         where = _device(device)
-        listed = (text and text.split(",") for text in (probes, labels))
+        listed = (text and [part.strip() for part in text.split(",")] for text in (probes, labels))
         rows = evaluation.evaluate(saved, *listed, device=where)
         with torch.no_grad():
             task = saved.model.to(where).task(saved.data, where)
@@ -118,23 +120,29 @@ def embed(
         Path | None, typer.Option(help="Folder to write to, by default the run's.")
     ] = None,
     root: RootOption = None,
+    data: DataOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Write the features of all samples and their ids to features.npz and features.parquet."""
     from fastssl.train.evaluation import embed as embedding
 
     with _one_line_errors():
-        for path in embedding.embed(open_run(run, root), out or run, _device(device)):
+        for path in embedding.embed(open_run(run, root, data), out or run, _device(device)):
             print(f"written to {path}")
 
 
 @app.command()
-def plot(run: RunArgument, root: RootOption = None, device: DeviceOption = None) -> None:
+def plot(
+    run: RunArgument,
+    root: RootOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+) -> None:
     """Draw a run: curves, accuracies, maps of features, views, neighbours, its own pictures."""
     from fastssl.train import pictures
 
     with _one_line_errors():
-        for path in pictures.draw(open_run(run, root), _device(device)):
+        for path in pictures.draw(open_run(run, root, data), _device(device)):
             print(f"written to {path}")
 
 

@@ -1,5 +1,7 @@
 """Encoders by name: what `backbone`, `width` and `stem` of a configuration mean."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -65,16 +67,23 @@ class Foreign(nn.Module):
                 self.model = torchvision.models.get_model(name, weights=None)
                 _drop_classifier(self.model)
                 self.repeats = 3 // channels
+            self.features = self._probe(channels, sides)
         except ImportError as error:
             raise UsageError(f"backbone: {library}:{name} needs {library}: {error}") from error
         # What a library raises where it has no such model, or not for such images, is its own.
         except Exception as error:
             raise UsageError(f"backbone: got '{library}:{name}': {error}") from error
-        training = self.training
-        with torch.no_grad():
-            probe = self.eval()(torch.zeros(1, channels, *sides))
-        self.train(training)
-        self.features = probe.shape[1]
+
+    @torch.no_grad()
+    def _probe(self, channels: int, sides: list[int]) -> int:
+        before = copy.deepcopy(self.state_dict())
+        # Both ways, because some models return more in training.
+        sizes = {
+            self.train(mode)(torch.zeros(2, channels, *sides)).shape[1] for mode in (False, True)
+        }
+        self.load_state_dict(before)
+        (features,) = sizes
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] to [N, features]."""

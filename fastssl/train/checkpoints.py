@@ -13,8 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+
 from fastssl.train.errors import UsageError
 from fastssl.train.files import replacing, settle
+
+
+class DirectIO(TorchCheckpointIO):
+    """Writes where it is told; Fabric's own way writes elsewhere first, and moves the file."""
+
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        """Writes a checkpoint to `path`.
+
+        Raises:
+            OSError: the disk is full, or does not let us write.
+        """
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoints:
@@ -55,13 +71,9 @@ class Checkpoints:
             ) from error
 
     def _keep(self, temporary: Path) -> None:
-        known = self._known()
-        with replacing(self.sums) as path:
-            lines = [f"{_sum(temporary)}  {self.last.name}"]
-            for file in (self.last, self.previous):
-                held = known.get(file.name, [])
-                lines += [f"{value}  {self.previous.name}" for value in held[:1]]
-            path.write_text("".join(line + "\n" for line in lines))
+        known, new = self._known(), _sum(temporary)
+        # Nothing is forgotten before the files are in place: any of these may be there until then.
+        self._write_sums([new, *known])
         if self.last.exists():
             link = self.previous.with_name(self.previous.name + ".part")
             link.unlink(missing_ok=True)
@@ -71,15 +83,23 @@ class Checkpoints:
             except OSError:
                 shutil.copyfile(self.last, link)
             os.replace(link, self.previous)
+        before = _sum(self.last) if self.last.exists() else None
         os.replace(temporary, self.last)
+        self._write_sums([new, before])
 
-    def _known(self) -> dict[str, list[str]]:
-        known: dict[str, list[str]] = {}
-        if self.sums.is_file():
-            for line in self.sums.read_text().splitlines():
-                value, _, name = line.partition("  ")
-                known.setdefault(name, []).append(value)
-        return known
+    def _write_sums(self, sums: list[str | None]) -> None:
+        """The last checkpoint's first, then any that the previous may have."""
+        names = [self.last.name, *[self.previous.name] * (len(sums) - 1)]
+        lines = [f"{value}  {name}\n" for value, name in zip(sums, names, strict=True) if value]
+        with replacing(self.sums) as path:
+            path.write_text("".join(lines))
+
+    def _known(self) -> list[str]:
+        if not self.sums.is_file():
+            return []
+        return [
+            line.partition(" ")[0] for line in self.sums.read_text(errors="replace").splitlines()
+        ]
 
     def verify(self) -> None:
         """Reads the last checkpoint and compares its sum.
@@ -95,8 +115,7 @@ class Checkpoints:
         raise UsageError(f"resume: {self.last} {_what(self.last)}{hint}")
 
     def _is_whole(self, path: Path) -> bool:
-        sums = {value for values in self._known().values() for value in values}
-        return path.is_file() and _sum(path) in sums
+        return path.is_file() and _sum(path) in self._known()
 
 
 def _sum(path: Path) -> str:

@@ -5,6 +5,7 @@ import difflib
 import re
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -142,6 +143,8 @@ class Config:
     def as_json(self) -> dict:
         """All keywords as values that JSON can hold."""
         values = dataclasses.asdict(self)
+        # What the file said is among the others.
+        del values["config"]
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
@@ -173,6 +176,10 @@ def _coerce(name: str, value, expected):
         return Path(value)
     if wanted is float and type(value) is int:
         return float(value)
+    # YAML takes 1e-3 for a word; it wants 1.0e-3.
+    if wanted is float and isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
     # bool is an int to Python, never to a caller.
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
         raise UsageError(f"{name}: got {value!r}, must be {wanted.__name__}")

@@ -5,7 +5,6 @@ are ahead of the training.
 """
 
 import time
-import zlib
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastssl.train._seeds import derived
 from fastssl.train.config import Config
-from fastssl.train.data import Split
+from fastssl.train.errors import UsageError
 
 
 class Feed:
@@ -56,9 +55,9 @@ class Feed:
         return [batch.chunk(self.ranks)[self.rank] for batch in whole]
 
     def _resident(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for ids in self._ids(epoch):
-            here = ids.to(self.device)
-            yield self.inputs[here], here
+        # All at once: each copy to a GPU would wait for the steps before it.
+        for ids in torch.stack(self._ids(epoch)).to(self.device):
+            yield self.inputs[ids], ids
 
     def _read(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         pin = self.device.type == "cuda"
@@ -70,6 +69,8 @@ class Feed:
             pin_memory=pin,
         )
         for inputs, ids in loader:
+            if isinstance(inputs, UsageError):
+                raise inputs
             yield inputs.to(self.device, non_blocking=pin), ids.to(self.device, non_blocking=pin)
 
 
@@ -80,17 +81,9 @@ class _Reader(Dataset):
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[ids], ids
-
-
-def fingerprint(split: Split) -> int:
-    """A number that tells a split's samples from others, of images on disk by their names."""
-    inputs = split.inputs
-    if isinstance(inputs, Tensor):
-        number = zlib.crc32(inputs.numpy().tobytes())
-    else:
-        number = inputs.fingerprint()
-    if split.captions is not None:
-        number = zlib.crc32(split.captions.numpy().tobytes(), number)
-    return number
+    def __getitem__(self, ids: Tensor) -> tuple[Tensor | UsageError, Tensor]:
+        try:
+            return self.inputs[ids], ids
+        # Raised here, it would reach the reader of the message as a worker's traceback.
+        except UsageError as error:
+            return error, ids

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from fastssl.train.errors import UsageError
 
 
@@ -27,12 +29,22 @@ def replacing(path: Path, *, enabled: bool = True) -> Iterator[Path]:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UsageError(f"out: cannot write {path}: {error.strerror or error}") from error
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def settle(path: Path) -> None:
     """Waits until a file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def save(path: Path, value) -> None:
+    """Writes what `torch.save` can, in one piece or not at all."""
+    # A file of ours, because torch's own has errors that do not say what is wrong with the disk.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(value, file)
 
 
 def write_json(path: Path, value) -> None:

@@ -40,14 +40,16 @@ class RunFolder:
         """Checks that a run of these keywords may use the folder; changes nothing.
 
         Raises:
-            UsageError: the folder is in use and neither `resume` nor `overwrite` is given, or it
-                holds nothing to resume, or a run of other keywords.
+            UsageError: the folder is in use and neither `resume` nor `overwrite` is given, or what
+                it holds is no run to resume, or a run of other keywords.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"out: {self.path} is not a folder")
-        if described["resume"]:
+        # A run that was killed as it began leaves no more than a file that is not whole.
+        held = self.path.is_dir() and any(f.suffix != ".part" for f in self.path.iterdir())
+        if held and described["resume"]:
             self._check_same(described)
-        elif self.path.is_dir() and any(self.path.iterdir()) and not described["overwrite"]:
+        elif held and not described["overwrite"]:
             raise UsageError(f"out: {self.path} is not empty; give overwrite or resume")
 
     def read_config(self) -> dict:
@@ -60,7 +62,7 @@ class RunFolder:
             described = json.loads(self.config.read_text())
             return {**described, "method": described["method"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"out: {self.path} holds no run ({error})") from None
+            raise UsageError(f"out: {self.path} holds no run ({error!r})") from None
 
     def read_checkpoint(self) -> dict:
         """The content of the last checkpoint, on the CPU, its sum verified.
@@ -71,12 +73,26 @@ class RunFolder:
         self.checkpoints.verify()
         return torch.load(self.checkpoints.last, "cpu", weights_only=True)
 
+    def check_samples(self, checkpoint: dict, samples: int, argument: str) -> None:
+        """Checks that a checkpoint is of a run on these samples, by `Split.fingerprint`.
+
+        Raises:
+            UsageError: it is not; the message begins with the argument.
+        """
+        if checkpoint["samples"] != samples:
+            raise UsageError(f"{argument}: {self.path} was trained on other samples")
+
+    def forget_results(self) -> None:
+        """Removes what was measured; training goes on."""
+        for file in (self.results, self.markdown, self.evaluation, self.evaluation_markdown):
+            file.unlink(missing_ok=True)
+
     def begin(self, described: dict, environment: dict) -> None:
         """Makes the folder ready for a new run; writes config.json and environment.json."""
         # Only what a run writes: out may be somebody's folder of other things.
         written = [file for file in vars(self).values() if isinstance(file, Path)]
         try:
-            for file in [*written, *self.checkpoints.files, *self._pictures(), *self._events()]:
+            for file in [*written, *self.checkpoints.files, *self._pictures(), *self._others()]:
                 if file != self.path:
                     file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
@@ -92,16 +108,12 @@ class RunFolder:
             names += json.loads(self.results.read_text())["pictures"]
         return [self.path / f"{Path(name).name}.png" for name in names]
 
-    def _events(self) -> list[Path]:
-        return list(self.path.glob("events.out.tfevents.*.fastssl"))
+    def _others(self) -> list[Path]:
+        patterns = ("events.out.tfevents.*.fastssl", "*.part", "features.npz", "features.parquet")
+        return [file for pattern in patterns for file in self.path.glob(pattern)]
 
     def _check_same(self, described: dict) -> None:
-        try:
-            before = json.loads(self.config.read_text())
-        except (OSError, ValueError):
-            before = None
-        if before is None:
-            raise UsageError(f"resume: {self.path} holds no run to continue")
+        before = self.read_config()
         for name, now in described.items():
             if name not in FREE and before.get(name) != now:
                 raise UsageError(
@@ -119,7 +131,7 @@ class RunFolder:
         """The lines of metrics.jsonl up to the first that is incomplete."""
         lines = []
         if self.metrics.exists():
-            for line in self.metrics.read_text().splitlines():
+            for line in self.metrics.read_text(errors="replace").splitlines():
                 try:
                     lines.append(json.loads(line))
                 except ValueError:

@@ -14,9 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastssl.train._seeds import derived
 from fastssl.train.config import Config
 from fastssl.train.data import Data
-from fastssl.train.errors import UsageError
 from fastssl.train.evaluation import collapse
-from fastssl.train.feed import Feed, fingerprint
+from fastssl.train.feed import Feed
 from fastssl.train.folder import RunFolder
 from fastssl.train.method import Method
 from fastssl.train.metrics import Metrics
@@ -47,17 +46,17 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
     model, optimizer = fabric.setup(synchronised(method, fabric.device), optimizer)
     model.train()
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 0}
-    state["samples"] = trained_on = fingerprint(data.train)
+    state["samples"] = trained_on = data.train.fingerprint()
     if config.resume and folder.checkpoints.begun():
-        folder.checkpoints.verify()
+        folder.check_samples(folder.read_checkpoint(), trained_on, "resume")
         fabric.load(folder.checkpoints.last, state, weights_only=True)
-        if state["samples"] != trained_on:
-            raise UsageError(f"resume: {folder.path} was trained on other samples")
     else:
         _save(fabric, folder, state)
     step = state["epoch"] * per_epoch
     if fabric.is_global_zero:
         folder.forget_after(step)
+        if step < steps:
+            folder.forget_results()
     display = Display(method.name, steps, step, config.epochs, enabled=fabric.is_global_zero)
     with display, Metrics(fabric, folder, feed, method, display, step) as metrics:
         for epoch in range(state["epoch"], config.epochs):
@@ -80,6 +79,7 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
                 metrics.online(step, epoch + 1, values)
             state["epoch"] = epoch + 1
             _save(fabric, folder, state)
+            metrics.restart()
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

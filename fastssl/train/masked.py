@@ -11,7 +11,7 @@ from torch import Tensor
 from fastssl import masking
 from fastssl.augment import Augment, Recipe
 from fastssl.masking import MaskPlan
-from fastssl.train import vit
+from fastssl.train import backbones, vit
 from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
@@ -53,10 +53,10 @@ class MaskedConfig(Config):
     lr: float = option(4e-3, "Peak learning rate of AdamW.", above=0)
     weight_decay: float = option(0.05, "Weight decay of AdamW; none on biases and norms.", least=0)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.patch_size is None:
-            self.patch_size = 4 if self.image_size < 96 else 16
+    def patch(self, data: Data) -> int:
+        """The side of a patch for the images of a data set."""
+        sides = data.train.inputs.shape[2:]
+        return self.patch_size or (16 if min(sides) >= backbones.LARGE else 4)
 
 
 class MaskedImages(Method):
@@ -71,9 +71,9 @@ class MaskedImages(Method):
         super().__init__(config, data)
         _, channels, *image = data.train.inputs.shape
         self.backbone = vit.VisionTransformer(
-            channels, tuple(image), config.patch_size, config.backbone, config.width
+            channels, tuple(image), config.patch(data), config.backbone, config.width
         )
-        self.pixels = channels * config.patch_size**2
+        self.pixels = channels * self.backbone.patch**2
         #: How pixels are scaled for the encoder and for the loss: as everywhere in evaluation.
         self.scaling = {"mean": [MEAN] * channels, "std": [STD] * channels}
         recipe = replace(PHOTOGRAPHS if channels == 3 else CHARACTERS, size=tuple(image))
@@ -100,15 +100,15 @@ class MaskedImages(Method):
 
     def visible(self, levels: Tensor, plan: MaskPlan) -> Tensor:
         """Embedded visible patches, [N, K, width], without positions; no other pixel is read."""
-        patches = masking.gather_patches(levels, plan, self.config.patch_size, **self.scaling)
-        return self.backbone.embed(patches)
+        patches = masking.gather_patches(levels, plan, self.backbone.patch, **self.scaling)
+        return self.backbone.embed(patches.to(self.backbone.patch_embed["proj"].weight.dtype))
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Test images, what was left of them, and the reconstruction."""
         levels = data.test.inputs[:SHOWN].to(device)
         plan = self.plan(torch.arange(len(levels), device=device), 0)
         pred = self.predict(levels, plan).float()
-        rows = reconstruct(levels, pred, plan, self.config.patch_size, self.norm_pix)
+        rows = reconstruct(levels, pred, plan, self.backbone.patch, self.norm_pix)
         known = "removed patches: prediction, with the true patch's mean and deviation"
         figure = grid(rows, known if self.norm_pix else "removed patches: prediction")
         return {"reconstructions": figure}

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import suppress
 
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastssl.train.errors import UsageError
 from fastssl.train.evaluation import collapse
 from fastssl.train.feed import Feed
-from fastssl.train.files import replacing
+from fastssl.train.files import save
 from fastssl.train.folder import RunFolder
 from fastssl.train.method import Method
 from fastssl.train.progress import Display
@@ -57,14 +58,15 @@ class Metrics:
             self.events = SummaryWriter(
                 str(self.folder.path), purge_step=self.started_at + 1, filename_suffix=".fastssl"
             )
-        self.read_at = self.epoch_at = time.perf_counter()
-        self.waited = self.feed.waited
+        self.restart()
         return self
 
     def __exit__(self, *_):
         if self.file:
-            self.file.close()
-            self.events.close()
+            with suppress(OSError):
+                self.file.close()
+            if self._events_alive():
+                self.events.close()
 
     def check(self, step: int, epoch: int, sample_ids: Tensor, logs: dict[str, Tensor]) -> None:
         """Stops before a step that would spoil the parameters, where looking costs no waiting.
@@ -98,14 +100,17 @@ class Metrics:
             | {"images_per_second": rate, "waiting": waiting}
         )
         self.display.epoch(epoch, loss, rate)
-        self.losses, self.waited = [], self.feed.waited
+        self.losses = []
+
+    def restart(self) -> None:
+        """Starts to measure time: between epochs it goes to other things than training."""
+        self.waited = self.feed.waited
         self.epoch_at = self.read_at = time.perf_counter()
 
     def online(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Writes what features are worth during training, and warns where they collapse."""
         self._write({"event": "online", "step": step, "epoch": epoch} | values)
         self.display.online(epoch, values, collapse.warning(values, self.method.backbone.features))
-        self.epoch_at = self.read_at = time.perf_counter()
 
     def _read(self) -> None:
         if not self.pending:
@@ -129,17 +134,26 @@ class Metrics:
         if self.fabric.global_rank:
             name = name.with_stem(f"{name.stem}-{self.fabric.global_rank}")
         kept = {"step": step, "epoch": epoch, "loss": loss, "sample_ids": dict(self.recent)[step]}
-        with replacing(name) as path:
-            torch.save(kept | {"parameters_after": after, "model": self.method.state_dict()}, path)
+        save(name, kept | {"parameters_after": after, "model": self.method.state_dict()})
         raise UsageError(
-            f"lr: the loss is {loss} at step {step}; lower lr, or use precision='32-true'. "
-            f"{name} holds the ids of its batch and the parameters"
+            f"lr: the loss is {loss} at step {step}; begin again with a lower lr, or with "
+            f"precision='32-true'. {name} holds the ids of its batch and the parameters"
         )
 
     def _write(self, line: dict) -> None:
         if not self.file:
             return
-        print(json.dumps(line), file=self.file, flush=True)
+        try:
+            print(json.dumps(line), file=self.file, flush=True)
+        except OSError as error:
+            where = self.folder.metrics
+            raise UsageError(f"out: cannot write {where}: {error.strerror}") from error
+        if not self._events_alive():
+            raise UsageError(f"out: cannot write TensorBoard's events to {self.folder.path}")
         for name, value in line.items():
             if name not in ("event", "step", "epoch"):
                 self.events.add_scalar(f"{line['event']}/{name}", value, line["step"])
+
+    def _events_alive(self) -> bool:
+        # tensorboardX writes from a thread; once that has died of a full disk, calls wait for ever.
+        return self.events.file_writer.event_writer._worker.is_alive()

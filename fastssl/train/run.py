@@ -1,5 +1,6 @@
 """One run from start to end: data, training, evaluation, and the files that it leaves."""
 
+import inspect
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,11 +12,12 @@ from torch import nn
 
 from fastssl.train import data as datasets
 from fastssl.train import plan, progress, saved
+from fastssl.train.backbones import Foreign
 from fastssl.train.config import Config
 from fastssl.train.data import unread
 from fastssl.train.environment import environment
 from fastssl.train.errors import UsageError
-from fastssl.train.files import replacing, write_json
+from fastssl.train.files import replacing, save, write_json
 from fastssl.train.folder import RunFolder
 from fastssl.train.method import Task
 from fastssl.train.methods import find
@@ -83,7 +85,7 @@ def pretrain(method: str, **keywords) -> Run:
     fabric.launch()
     model, untrained = saved.build(kind, config, data)
     # Only now, since a method may refuse the data.
-    if fabric.is_global_zero and not config.resume:
+    if fabric.is_global_zero and not (config.resume and folder.config.exists()):
         folder.begin(described, environment(fabric))
     # Heavy to import, and of no use to someone whose arguments are wrong.
     from fastssl.train import loop
@@ -92,20 +94,30 @@ def pretrain(method: str, **keywords) -> Run:
     rows, task = [], None
     # The other processes are done: nothing below waits for them.
     if fabric.is_global_zero:
-        with replacing(folder.exported) as path:
-            torch.save({k: v.cpu() for k, v in model.backbone.state_dict().items()}, path)
+        # Evaluated as it will be opened again.
+        model.float()
+        save(folder.exported, {k: v.cpu() for k, v in _exported(model.backbone).items()})
         opened = saved.Saved(folder, config, data, model.eval(), untrained.eval())
         if config.evaluate:
             rows, task = _evaluate(opened, fabric.device)
-        else:
+        elif not folder.results.exists():
             _write_results(opened, [], None, [])
         unread.note_at_end(data)
     return Run(folder.path, model.backbone.cpu().eval(), rows, task)
 
 
+def _exported(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    # Of another library's model its own names.
+    own = backbone.model if isinstance(backbone, Foreign) else backbone
+    return own.state_dict()
+
+
 def _fabric(config: Config) -> "Fabric":
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    from fastssl.train.checkpoints import DirectIO
 
     # torchrun has started the processes already.
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
@@ -113,7 +125,9 @@ def _fabric(config: Config) -> "Fabric":
     strategy = "auto"
     if devices * nodes > 1:
         # Every process computes the same buffers, batch norm's statistics and queues of keys.
-        strategy = DDPStrategy(forward_sync_buffers=False, timeout=timedelta(minutes=30))
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        strategy = DDPStrategy(**{name: False}, timeout=timedelta(minutes=30))
     try:
         return Fabric(
             accelerator=config.accelerator,
@@ -121,6 +135,7 @@ def _fabric(config: Config) -> "Fabric":
             num_nodes=nodes,
             strategy=strategy,
             precision=config.precision,
+            plugins=[DirectIO()],
         )
     # Fabric has no one class of errors for what this machine cannot do.
     except Exception as error:

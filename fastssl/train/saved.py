@@ -42,21 +42,27 @@ def build(kind: type[Method], config: Config, data: Data) -> tuple[Method, nn.Mo
     return model, copy.deepcopy(model.backbone)
 
 
-def open_run(out: Path, root: Path | None = None) -> Saved:
+def open_run(out: Path, root: Path | None = None, data: str | None = None) -> Saved:
     """Opens the folder of a run.
 
     Args:
         out: the folder.
         root: where the data is now, if not where it was; see `Config.root`.
+        data: the same for data that is named by its place, such as "folder:PATH".
 
     Raises:
-        UsageError: the folder holds no run, its checkpoint is damaged, or its data is missing.
+        UsageError: the folder holds no run, its checkpoint is damaged, its data is missing, or is
+            not what it was trained on.
     """
     folder = RunFolder(Path(out))
     described = folder.read_config()
     kind = find(described.pop("method"))
-    config = kind.Config.from_keywords(described | ({"root": root} if root else {}))
-    data = datasets.load(config.data, config.root, config.limit, config.image_size)
-    model, untrained = build(kind, config, data)
-    model.load_state_dict(folder.read_checkpoint()["model"])
-    return Saved(folder, config, data, model.eval(), untrained.eval())
+    moved = {"root": root and str(root), "data": data}
+    described |= {name: place for name, place in moved.items() if place}
+    config = kind.Config.from_keywords(described)
+    checkpoint = folder.read_checkpoint()
+    samples = datasets.load(config.data, config.root, config.limit, config.image_size)
+    folder.check_samples(checkpoint, samples.train.fingerprint(), "data")
+    model, untrained = build(kind, config, samples)
+    model.load_state_dict(checkpoint["model"])
+    return Saved(folder, config, samples, model.eval(), untrained.eval())

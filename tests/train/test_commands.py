@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from fastssl import cli
 from fastssl.train import UsageError, open_run, pretrain
+from fastssl.train.methods.simclr import SimCLRConfig
 
 FLAGS = {
     "limit": 96, "batch_size": 48, "width": 4, "epochs": 2, "hidden": 8, "dim": 8,
@@ -90,9 +92,38 @@ def test_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
 
 def test_a_file_sets_keywords_and_flags_count_more(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_text("method: simclr\nepochs: 9\nlr: 1.0e-3\nlimit: 256\n")
+    file.write_text("method: simclr\nepochs: 9\nlr: 1e-3\nlimit: 256\n")
     made = call("train", "simclr", "--config", file, "--epochs", 3, "--dry-run")
     assert made.exit_code == 0 and "3 epochs of 2 steps of 128 images" in made.output
+    assert SimCLRConfig.from_keywords({"config": file}, "simclr").lr == 1e-3
+
+
+def test_a_run_can_be_opened_when_its_file_has_gone(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("".join(f"{name}: {value}\n" for name, value in FLAGS.items()))
+    pretrain("simclr", config=file, out=tmp_path / "run", evaluate=False)
+    file.unlink()
+    assert open_run(tmp_path / "run").config.width == 4
+
+
+def test_a_run_can_be_opened_when_its_data_has_moved(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(60) % 3)
+    np.savez(tmp_path / "other.npz", images=255 - images, labels=np.arange(60) % 3)
+    options = FLAGS | {"batch_size": 16, "epochs": 1, "evaluate": False}
+    pretrain("simclr", data=f"npz:{tmp_path / 'a.npz'}", out=tmp_path / "run", **options)
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    with pytest.raises(UsageError, match="a.npz"):
+        open_run(tmp_path / "run")
+    assert len(open_run(tmp_path / "run", data=f"npz:{tmp_path / 'b.npz'}").data.classes) == 3
+    with pytest.raises(UsageError, match="^data: .* was trained on other samples"):
+        open_run(tmp_path / "run", data=f"npz:{tmp_path / 'other.npz'}")
+
+
+def test_float64_is_looked_at_and_exported_as_float32(tmp_path):
+    run = pretrain("simclr", out=tmp_path, **FLAGS | {"precision": "64-true", "epochs": 1})
+    assert run.rows and all(p.dtype == torch.float32 for p in run.backbone.parameters())
 
 
 def test_a_run_can_be_repeated_from_its_own_configuration(out, tmp_path):

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastssl.train import UsageError
+from fastssl.train.data import Data, Split
 from fastssl.train.methods.mae import MAEConfig
 from fastssl.train.methods.simclr import SimCLRConfig
 from fastssl.train.vit import SIZES
@@ -48,8 +50,12 @@ def test_methods_have_choices_of_their_own(keywords, message):
 
 
 def test_patches_follow_the_size_of_the_images():
-    assert MAEConfig().patch_size == 4 and MAEConfig(patch_size=8).patch_size == 8
-    assert MAEConfig(data="folder:a/b", image_size=224).patch_size == 16
+    def patch(side, **keywords):
+        images = torch.zeros(1, 1, side, side, dtype=torch.uint8)
+        split = Split(images, torch.zeros(1, dtype=torch.int64))
+        return MAEConfig(**keywords).patch(Data("pictures", (), split, split))
+
+    assert (patch(32), patch(96), patch(224, patch_size=8)) == (4, 16, 8)
 
 
 def test_strings_become_paths_and_whole_numbers_floats():

@@ -77,12 +77,29 @@ def half_of_it(fabric, path, state):
     kill()
 
 
-# All that a run replaces: configuration, environment; sums and the first checkpoint; metrics; sums,
-# the previous and the last checkpoint of both epochs; weights and results, here not looked at.
+def test_a_finished_run_keeps_its_results_when_it_is_resumed(tmp_path):
+    options = TINY | {"evaluate": True}
+    pretrain("simclr", out=tmp_path, **options)
+    results = (tmp_path / "results.json").read_text()
+    pretrain("simclr", out=tmp_path, resume=True, **TINY)
+    assert (tmp_path / "results.json").read_text() == results and '"logistic"' in results
+
+
+def test_results_of_a_run_that_goes_on_are_void(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", at_call(3, SimCLR.after_step))
+        in_child(lambda: pretrain("simclr", out=tmp_path, **TINY))
+    (tmp_path / "evaluation.json").write_text("of the first epoch")
+    pretrain("simclr", out=tmp_path, resume=True, **TINY)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+# All that a run replaces: configuration, environment; sums, the first checkpoint, sums; metrics;
+# sums, the previous and the last checkpoint, sums, of both epochs; weights and results.
 @pytest.mark.parametrize(
     ("owner", "name", "number", "instead"),
     [
-        *[(os, "replace", number, kill) for number in range(2, 13)],
+        *[(os, "replace", number, kill) for number in range(1, 17)],
         *[(SimCLR, "after_step", number, kill) for number in (1, 2, 3, 4)],
         *[(Fabric, "save", number, half_of_it) for number in (2, 3)],
     ],
@@ -94,8 +111,9 @@ def test_killed_at_any_instant_it_ends_where_an_unbroken_run_does(
         patch.setattr(owner, name, at_call(number, getattr(owner, name), instead))
         ended = in_child(lambda: pretrain("simclr", out=tmp_path, **TINY))
     assert os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGKILL
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "st')
+    if (tmp_path / "metrics.jsonl").exists():
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"event": "st')
     pretrain("simclr", out=tmp_path, resume=True, **TINY)
     assert same_weights(weights(unbroken), weights(tmp_path))
     assert losses(unbroken) == losses(tmp_path)
@@ -148,8 +166,12 @@ def test_a_damaged_checkpoint_is_an_error_and_the_one_before_works(
 
 
 def test_resume_refuses_what_it_cannot_continue(unbroken, tmp_path):
-    with pytest.raises(UsageError, match="^resume: .*holds no run to continue"):
-        pretrain("simclr", out=tmp_path / "nothing", resume=True, **TINY)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="^out: .*holds no run"):
+        pretrain("simclr", out=tmp_path, resume=True, **TINY)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UsageError, match="^out: .*holds no run"):
+        pretrain("simclr", out=tmp_path, resume=True, **TINY)
     with pytest.raises(UsageError, match=r"^lr: the run in .* has 0.002, cannot resume .* 0.1"):
         pretrain("simclr", out=unbroken, resume=True, lr=0.1, **TINY)
 

@@ -184,7 +184,7 @@ def test_a_table_of_captions(tmp_path, capsys):
     (tmp_path / "pictures" / "bad.png").write_bytes(b"no image")
     lines = [f'pictures/{i}.png,"number {i:04b}, red",x' for i in range(10)]
     lines.insert(2, "pictures/bad.png,nothing,x")
-    lines += ["pictures/4.png,again number 0100,x", "pictures/1.png,,x", ",text,x"]
+    lines += ["./pictures/4.png,again number 0100,x", "pictures/1.png,,x", ",text,x"]
     path = table(tmp_path, lines, "image,caption,licence")
     made = data.load(f"captions:{path}", image_size=16)
     assert made.name == "pairs" and made.classes == () and made.left_out == 3

@@ -1,6 +1,7 @@
 """Images with captions: digits in words, and any images that a table describes."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def captions(table: Path, side: int) -> Data:
             missing = "caption" if name else "image"
             unread[f"{table}, entry {number}"] = f"no {missing}"
             continue
+        # However it is written, one image is in one split.
+        name = os.path.normpath(name)
         if name not in images and name not in unread:
             try:
                 images[name] = decode(table.parent / name, side)

@@ -100,13 +100,17 @@ def encode(
         UsageError: a number is not finite.
     """
     module = module.to(device)
+    precision = next((p.dtype for p in module.parameters()), torch.float32)
     count = len(inputs) if ids is None else len(ids)
     parts = []
     with _evaluating(module), torch.inference_mode():
         for start in range(0, count, batch):
             part = slice(start, start + batch)
             read = inputs[part if ids is None else ids[part]]
-            parts.append(module(to_float(read.to(device))).float().cpu())
+            scaled = to_float(read.to(device))
+            if scaled.is_floating_point():
+                scaled = scaled.to(precision)
+            parts.append(module(scaled).float().cpu())
     encoded = torch.cat(parts)
     if not encoded.isfinite().all():
         raise UsageError("backbone: its features are not finite; train with a lower lr")

@@ -76,7 +76,8 @@ def from_json(described: dict) -> tuple[list[Row], Task | None]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     scores = (percent(row.untrained), percent(row.pretrained))
-    clear = "yes" if is_clear(row) else "no"
+    # One draw has no deviation.
+    clear = ("yes" if is_clear(row) else "no") if row.deviation else ""
     return row.probe, row.labels, *scores, f"{100 * row.gain:+.1f}", clear
 
 

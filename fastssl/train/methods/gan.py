@@ -102,7 +102,7 @@ class GAN(Method):
         logits = (
             self.verdict(self.backbone(real)),
             self.judge(fake.detach()),
-            self.judge(fake, True),
+            self.judge(fake, detached=True),
         )
         # Half precision, if any, ends here.
         of_real, of_fake, of_player = (of.to(real.dtype) for of in logits)

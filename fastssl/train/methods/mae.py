@@ -81,7 +81,7 @@ class MAE(MaskedImages):
     def forward(self, levels: Tensor, plan: MaskPlan) -> dict[str, Tensor]:
         """The mean squared error on removed patches."""
         pred = self.predict(levels, plan)
-        patch, norm_pix = self.config.patch_size, self.norm_pix
+        patch, norm_pix = self.backbone.patch, self.norm_pix
         return {
             "loss": masking.masked_patch_loss(levels, pred, plan, patch, norm_pix, **self.scaling)
         }

@@ -55,7 +55,7 @@ class PatchOrder(Puzzle):
         super().__init__(config, data)
         _, channels, *sides = data.train.inputs.shape
         self.backbone = vit.VisionTransformer(
-            channels, tuple(sides), config.patch_size, config.backbone, config.width
+            channels, tuple(sides), config.patch(data), config.backbone, config.width
         )
         self.backbone.pos_embed.zero_()
         self.answers = math.prod(self.backbone.grid)
@@ -81,7 +81,7 @@ class PatchOrder(Puzzle):
 
     def answer(self, view: Tensor, plan: MaskPlan) -> tuple[Tensor, Tensor]:
         """Logits [N, K, places] of the patches that the plan keeps."""
-        patches = masking.gather_patches(view, plan, self.config.patch_size)
+        patches = masking.gather_patches(view, plan, self.backbone.patch)
         tokens = self.backbone.encode(self.backbone.embed(patches))
         return self.classifier(tokens), plan.ids_keep
 
@@ -94,14 +94,14 @@ class PatchOrder(Puzzle):
         view, plan = self.views(images, torch.arange(len(images), device=device), 0)
         logits, _ = self.answer(view, plan)
         best = logits.softmax(2).argmax(1)
-        patches = masking.gather_patches(view * STD + MEAN, plan, self.config.patch_size)
+        patches = masking.gather_patches(view * STD + MEAN, plan, self.backbone.patch)
         shuffled = torch.zeros(len(view), self.answers, patches.shape[2], device=device)
         shuffled[:, : plan.keep] = patches
         ordered = patches.gather(1, best.unsqueeze(2).expand(-1, -1, patches.shape[2]))
         rows = {"view": view * STD + MEAN}
         for name, found in (("seen", shuffled), ("solved", ordered)):
             rows[name] = masking.unpatchify(
-                found, self.config.patch_size, self.backbone.grid, order="cpq"
+                found, self.backbone.patch, self.backbone.grid, order="cpq"
             )
         title = "at each place the patch that is likeliest to belong there"
         return {"puzzles": grid(rows, title)}

@@ -68,7 +68,7 @@ class SimMIM(MaskedImages):
             levels,
             self.predict(levels, plan),
             plan,
-            self.config.patch_size,
+            self.backbone.patch,
             norm_pix=self.norm_pix,
             kind="l1",
             **self.scaling,
