@@ -23,7 +23,9 @@ parser.add_argument("--out", type=Path, default=Path("out/pictures-to-map"))
 args = parser.parse_args()
 
 # %% Train: two views of a picture shall agree, views of different pictures shall not.
-run = pretrain("simclr", data=args.data, epochs=args.epochs, out=args.out, overwrite=True)
+# Cells cannot be started again by processes that read ahead: no workers.
+options = {"epochs": args.epochs, "out": args.out, "overwrite": True, "workers": 0}
+run = pretrain("simclr", data=args.data, **options)
 
 # %% What did it learn? Labels, if there are any, serve to measure it; no gradient came from them.
 print(tables.markdown(run.rows, run.task))

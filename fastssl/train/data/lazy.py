@@ -148,7 +148,10 @@ class LazyImages:
         if not start:
             return path
         # The last block before a member's content is its header.
-        header = self._handles.open(path).read(start - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        try:
+            header = self._handles.open(path).read(start - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        except (OSError, UsageError):
+            return f"{path} at {start}"
         return f"{path}: {tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name}"
 
 

@@ -39,7 +39,8 @@ def pydoc() -> Data:
 
     Classes are the ten longest topics, the longest first; excerpts of the others have the label -1.
     Many topics repeat parts of longer ones: a paragraph counts for the longest topic that has it.
-    Texts differ a little between versions of Python.
+    Word pieces are learned from all texts, test excerpts included. Texts differ a little between
+    versions of Python.
     """
     from pydoc_data.topics import topics
 
