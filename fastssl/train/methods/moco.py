@@ -51,8 +51,7 @@ class MoCo(Method):
     Batch norm can leak which keys are of the query's own batch. The authors shuffle images among
     GPUs that normalise apart; here, as in version 3, it runs over the whole batch of all processes,
     and no smaller group is left for a key to give away. What remains in version 2, that the queue's
-    keys were normalised with other batches, fades as batches grow; the authors' CIFAR-10 example
-    says that on one GPU without groups accuracy is 4 points lower after 800 epochs.
+    keys were normalised with other batches, fades as batches grow.
 
     "agreement" is the mean cosine of query and key, "top1" how often the key is nearest.
     """
