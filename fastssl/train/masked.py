@@ -16,7 +16,7 @@ from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
 from fastssl.train.method import Method
-from fastssl.train.pictures import grid
+from fastssl.train.pictures import COLUMNS, grid
 from fastssl.train.views import MEAN, STD
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ PHOTOGRAPHS = Recipe(32, scale=(0.2, 1.0), interpolation="bicubic")
 
 #: Written characters: a mirror image or half of a digit is another sign.
 CHARACTERS = Recipe(32, scale=(0.5, 1.0), flip=0.0, interpolation="bicubic")
-
-#: Test images in a picture of reconstructions.
-SHOWN = 10
 
 
 @dataclass(kw_only=True)
@@ -105,7 +102,7 @@ class MaskedImages(Method):
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Test images, what was left of them, and the reconstruction."""
-        levels = data.test.inputs[:SHOWN].to(device)
+        levels = data.test.inputs[:COLUMNS].to(device)
         plan = self.plan(torch.arange(len(levels), device=device), 0)
         pred = self.predict(levels, plan).float()
         rows = reconstruct(levels, pred, plan, self.backbone.patch, self.norm_pix)

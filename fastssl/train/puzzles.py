@@ -17,9 +17,6 @@ from fastssl.train.method import Method, Task
 #: Encoders of images of any size, tiles among them.
 CONVOLUTIONAL = ("small", "resnet18", "resnet50", "timm:NAME", "torchvision:NAME")
 
-#: Test images in a picture of puzzles.
-SHOWN = 10
-
 
 @dataclass(kw_only=True)
 class TileConfig(Config):

@@ -16,14 +16,11 @@ from fastssl.train.config import Config, option
 from fastssl.train.data import Data
 from fastssl.train.dcgan import Decoder
 from fastssl.train.method import Method
-from fastssl.train.pictures import grid
+from fastssl.train.pictures import COLUMNS, grid
 from fastssl.train.views import MEAN, STD, recipe_for, same_size_views, to_float
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: Test images in the picture.
-SHOWN = 10
 
 
 @dataclass(kw_only=True)
@@ -81,7 +78,7 @@ class Autoencoder(Method):
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Test images, what the encoder sees of them, and what comes back."""
-        clean = to_float(data.test.inputs[:SHOWN].to(device))
+        clean = to_float(data.test.inputs[:COLUMNS].to(device))
         seen = self.damaged(clean, torch.arange(len(clean), device=device), 0)
         rows = {"input": clean, "noisy": seen}
         if self.config.noise == 0:

@@ -15,8 +15,8 @@ from fastssl.train import backbones, networks
 from fastssl.train.config import option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
-from fastssl.train.pictures import grid, joined
-from fastssl.train.puzzles import SHOWN, Puzzle, TileConfig, check_tile
+from fastssl.train.pictures import COLUMNS, grid, joined
+from fastssl.train.puzzles import Puzzle, TileConfig, check_tile
 from fastssl.train.views import MEAN, STD, recipe_for
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Jigsaw(Puzzle):
 
     def pictures(self, data: Data, device: torch.device) -> "dict[str, Figure]":
         """Puzzles of test images, and how they were solved."""
-        images = data.test.inputs[:SHOWN].to(device)
+        images = data.test.inputs[:COLUMNS].to(device)
         tiles, labels = self.tiles(images, torch.arange(len(images), device=device), 0)
         logits, _ = self.answer(self.normalised(tiles), labels)
         guesses = logits.argmax(1)

@@ -18,8 +18,8 @@ from fastssl.train.config import option
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
 from fastssl.train.masked import MaskedConfig
-from fastssl.train.pictures import grid
-from fastssl.train.puzzles import SHOWN, Puzzle
+from fastssl.train.pictures import COLUMNS, grid
+from fastssl.train.puzzles import Puzzle
 from fastssl.train.views import MEAN, STD, recipe_for, same_size_views
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class PatchOrder(Puzzle):
 
         At each place lies the patch that is likeliest to belong there.
         """
-        images = data.test.inputs[:SHOWN].to(device)
+        images = data.test.inputs[:COLUMNS].to(device)
         view, plan = self.views(images, torch.arange(len(images), device=device), 0)
         logits, _ = self.answer(view, plan)
         best = logits.softmax(2).argmax(1)

@@ -5,6 +5,6 @@ Matplotlib and scikit-learn are slow to import, so only what draws imports them.
 """
 
 from fastssl.train.pictures.drawing import NAMES, draw, report, save
-from fastssl.train.pictures.grids import grid, joined
+from fastssl.train.pictures.grids import COLUMNS, grid, joined
 
-__all__ = ["NAMES", "draw", "grid", "joined", "report", "save"]
+__all__ = ["COLUMNS", "NAMES", "draw", "grid", "joined", "report", "save"]

@@ -15,6 +15,9 @@ CELL, GAP = 1.2, 0.08
 #: Of pixels: small images are shown as they are, square by square.
 FILTER = "nearest"
 
+#: Images in a row of a method's own picture.
+COLUMNS = 10
+
 #: Letters of a caption that fit a cell.
 LETTERS = 14
 
