@@ -22,10 +22,10 @@ PRODUCTS, MEMORY, EXPONENTIALS = 790e12, 4.3e12, 16 * 132 * 1.75e9
 
 def resource_table() -> list[str]:
     """One row per kernel: registers, spilled bytes per thread, shared memory, for both chips."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ops")]
     import torch
-    from aot import resources
-    from nt_xent_aot import compile_for, kernels_for, tile_for
+
+    from benchmarks.machine_code.compiled import resources
+    from benchmarks.machine_code.nt_xent import compile_for, kernels_for, tile_for
 
     lines = [
         "| inputs | D | kernel | sm_90 tile | bounded | safe | KiB | sm_80 tile | bounded | safe "
@@ -58,10 +58,10 @@ def _needs(tile, found) -> list[str]:
 
 def family_table() -> list[str]:
     """The same for the policies of the contrastive family: all at D = 128, two elsewhere."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "ops")]
     import torch
-    from aot import resources
-    from contrast_aot import POLICIES, compile_for, forms, kernels_for, tile_for
+
+    from benchmarks.machine_code.compiled import resources
+    from benchmarks.machine_code.contrast import POLICIES, compile_for, forms, kernels_for, tile_for
 
     lines = [
         "| policy | inputs | D | kernel | sm_90 tile | bounded | safe | KiB | sm_80 tile | bounded "

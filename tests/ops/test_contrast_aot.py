@@ -10,8 +10,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
-from aot import MATRIX_INSTRUCTION, REGISTERS, SHARED_LIMIT, resources  # noqa: E402
-from contrast_aot import (  # noqa: E402
+from benchmarks.machine_code.compiled import MATRIX_INSTRUCTION, REGISTERS, SHARED_LIMIT, resources  # noqa: E402
+from benchmarks.machine_code.contrast import (  # noqa: E402
     MAIN,
     POLICIES,
     compile_for,
@@ -20,7 +20,6 @@ from contrast_aot import (  # noqa: E402
     kernels_for,
     tile_for,
 )
-
 from fastssl.ops.contrast.pairs import LABELLED, PAIRED, SIGMOID, SOFTMAX  # noqa: E402
 
 HALF = (torch.bfloat16, torch.float16)

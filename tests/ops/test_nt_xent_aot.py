@@ -10,8 +10,8 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET", "0") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
-from aot import MATRIX_INSTRUCTION, REGISTERS, SHARED_LIMIT, resources  # noqa: E402
-from nt_xent_aot import compile_for, compile_row_kernels, kernels_for, tile_for  # noqa: E402
+from benchmarks.machine_code.compiled import MATRIX_INSTRUCTION, REGISTERS, SHARED_LIMIT, resources  # noqa: E402
+from benchmarks.machine_code.nt_xent import compile_for, compile_row_kernels, kernels_for, tile_for  # noqa: E402
 
 HALF = (torch.bfloat16, torch.float16)
 CASES = [

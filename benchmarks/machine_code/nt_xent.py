@@ -1,8 +1,8 @@
 """What the Triton kernels of NT-Xent are compiled with: the launcher's types and tiles."""
 
 import torch
-from aot import compile_kernel
 
+from benchmarks.machine_code.compiled import compile_kernel
 from fastssl.ops.nt_xent import triton_backward, triton_forward, triton_rows
 from fastssl.ops.nt_xent.triton_tiles import padded_depth, tiles_for
 

@@ -1,9 +1,9 @@
 """What the contrastive family's Triton kernels are compiled with, as the launcher does."""
 
 import torch
-from aot import compile_kernel
-from nt_xent_aot import OPERANDS
 
+from benchmarks.machine_code.compiled import compile_kernel
+from benchmarks.machine_code.nt_xent import OPERANDS
 from fastssl.ops.contrast import triton_backward, triton_forward, triton_rows, triton_weights
 from fastssl.ops.contrast.pairs import LABELLED, PAIRED, SIGMOID, SOFTMAX
 from fastssl.ops.contrast.triton import DROPPED, METRICS, NONE, POSITIVE
