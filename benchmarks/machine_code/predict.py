@@ -22,7 +22,7 @@ TENSOR = ("HGMMA", "HMMA", "IMMA")
 class Kernel:
     """A compiled kernel.
 
-    `registers` and `spills` (bytes) are a thread's, `shared` (bytes) a program's, static and dynamic.
+    `registers` and `spills` (bytes) are a thread's; `shared`, bytes, static and dynamic, a program's.
     """
 
     name: str
@@ -69,8 +69,9 @@ class Prediction:
     """What a launch takes.
 
     `limiter`: the unit that is busy for at least 70 % of the main loop's time, "memory" where the
-    card's memory takes longer than the code, "latency" where nothing is busy so long. `clocks`: of a pass
-    through the main loop by all programs of a multiprocessor; `share`: busy share of each unit in it.
+    card's memory takes longer than the code, "latency" where nothing is busy so long. `clocks`: of
+    a pass through the main loop by all programs of a multiprocessor; `share`: the share of it for
+    which each unit is busy.
     """
 
     microseconds: float

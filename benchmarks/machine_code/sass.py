@@ -14,7 +14,8 @@ from pathlib import Path
 
 _LINE = re.compile(
     r"/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<predicate>!?U?P[0-9T]+)\s+)?"
-    r"(?P<opcode>[A-Z0-9_][A-Za-z0-9_.]*)\s*(?P<operands>[^;]*?)\s*;\s*/\* 0x(?P<low>[0-9a-f]{16}) \*/"
+    r"(?P<opcode>[A-Z0-9_][A-Za-z0-9_.]*)\s*(?P<operands>[^;]*?)\s*;"
+    r"\s*/\* 0x(?P<low>[0-9a-f]{16}) \*/"
 )
 _HIGH = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 _SECTION = re.compile(r"^\.text\.(\S+):")

@@ -1,10 +1,10 @@
 """Clocks that compiled code takes on one quarter of a multiprocessor.
 
 Every resident warp of the quarter follows the same path. A warp issues in order, no sooner than
-the compiler's stall counts and scoreboards allow; of those that can, the one that issued last goes on,
-else the youngest (the policy that Huerta et al., arXiv:2503.20481, find in these cards), one
-instruction a clock. Units take what they are given in turn, each for the time that
-its published rate says. Barriers hold a program's warps together; other quarters do the same as this.
+the compiler's stall counts and scoreboards allow; of those that can, the one that issued last goes
+on, else the youngest (the policy that Huerta et al., arXiv:2503.20481, find in these cards), one
+instruction a clock. Units take what they are given in turn, each for the time that its published
+rate says. Barriers hold a program's warps together; other quarters do the same as this one.
 
 Not modelled: bank conflicts, the register file's ports and caches, instruction cache misses, TLB
 misses, contention beyond bandwidth, boost and power limits.
@@ -181,7 +181,7 @@ def run(
 
 def _meet(quarter: _Quarter, warp: _Warp, card: Card) -> None:
     """Holds a warp at a barrier until all of its program have come."""
-    mates = [w for w in quarter.of_program[warp.program]]
+    mates = quarter.of_program[warp.program]
     warp.waiting = True
     if all(w.waiting for w in mates):
         last = max(w.ready for w in mates)

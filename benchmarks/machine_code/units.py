@@ -1,7 +1,7 @@
 """Which unit of a multiprocessor executes an instruction, and how long it is busy with it.
 
-Times are in clocks of one of a processor's four quarters, all of which do the same. What the quarters
-share (shared memory and L1, L2) is busy for what all four ask of it.
+Times are in clocks of one of a processor's four quarters, all of which do the same. What the
+quarters share (shared memory and L1, L2) is busy for what all four ask of it.
 """
 
 import re
@@ -13,9 +13,9 @@ from benchmarks.machine_code.sass import Instruction
 WARP, QUARTERS = 32, 4
 #: What the tables count, by unit.
 KINDS = {
-    "tensor": "tensor", "special": "exp", "float": "float", "double": "float", "multiply": "integer",
-    "alu": "integer", "uniform": "integer", "shared": "shared", "global": "global",
-    "shuffle": "shared", "barrier": "barrier",
+    "tensor": "tensor", "special": "exp", "float": "float", "double": "float",
+    "multiply": "integer", "alu": "integer", "uniform": "integer", "shared": "shared",
+    "global": "global", "shuffle": "shared", "barrier": "barrier",
 }  # fmt: skip
 _BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "32": 32, "64": 64, "128": 128}
 _SMALL = ("U8", "S8", "U16", "S16")
@@ -26,8 +26,8 @@ class Use:
     """What an instruction costs.
 
     `unit`: where it waits its turn; `busy`: clocks of that unit; `latency`: clocks from the end of
-    those to the result; `l2`: clocks that its bytes take of L2's share of a quarter; `bytes`: what it
-    moves to or from global memory, by warp; `shared`: clocks that a tensor instruction's operands
+    those to the result; `l2`: clocks that its bytes take of L2's share of a quarter; `bytes`: what
+    a warp moves to or from global memory; `shared`: clocks that a tensor instruction's operands
     take of shared memory.
     """
 
@@ -39,60 +39,22 @@ class Use:
     shared: float = 0
 
 
-_ALU = [
-    "LOP3",
-    "LOP",
-    "IADD3",
-    "IADD",
-    "ISETP",
-    "FSETP",
-    "FSEL",
-    "SEL",
-    "FMNMX",
-    "FMNMX3",
-    "IMNMX",
-    "VIMNMX",
-    "VIMNMX3",
-    "SHF",
-    "SHL",
-    "SHR",
-    "PRMT",
-    "LEA",
-    "VIADD",
-    "VIADDMNMX",
-    "PLOP3",
-    "P2R",
-    "R2P",
-    "ICMP",
-    "FCMP",
-    "FCHK",
-    "VABSDIFF",
-    "VABSDIFF4",
-    "SGXT",
-    "BMSK",
-    "F2FP",
-    "I2FP",
-    "I2IP",
-    "CSET",
-    "MOV",
-    "MOV32I",
-    "FSWZADD",
-    "LEPC",
-    "HSETP2",
-    "HMNMX2",
-    "DSETP",
-    "R2UR",
-    "VOTE",
-    "VOTEU",
-    "S2UR",
-]
-_FLOAT = ["FADD", "FMUL", "FFMA", "FFMA32I", "FADD32I", "FMUL32I"]
-_HALF = ["HADD2", "HMUL2", "HFMA2", "HADD2_32I"]
-_MULTIPLY = ["IMAD", "IMUL", "IDP", "IMAD32I", "IDP4A"]
-_DOUBLE = ["DADD", "DMUL", "DFMA", "DMNMX"]
-_CONVERT = ["F2I", "F2F", "I2F", "F2IP", "FRND", "POPC", "FLO", "BREV"]
-_SHARED = ["LDS", "STS", "LDSM", "STSM", "ATOMS", "LDGSTS"]
-_GLOBAL = ["LDG", "STG", "LD", "ST", "ATOMG", "ATOM", "RED", "LDL", "STL"]
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ALU = _names(
+    "LOP3 LOP IADD3 IADD ISETP FSETP FSEL SEL FMNMX FMNMX3 IMNMX VIMNMX VIMNMX3 SHF SHL SHR PRMT "
+    "LEA VIADD VIADDMNMX PLOP3 P2R R2P ICMP FCMP FCHK VABSDIFF VABSDIFF4 SGXT BMSK F2FP I2FP I2IP "
+    "CSET MOV MOV32I FSWZADD LEPC HSETP2 HMNMX2 DSETP R2UR VOTE VOTEU S2UR"
+)
+_FLOAT = _names("FADD FMUL FFMA FFMA32I FADD32I FMUL32I")
+_HALF = _names("HADD2 HMUL2 HFMA2 HADD2_32I")
+_MULTIPLY = _names("IMAD IMUL IDP IMAD32I IDP4A")
+_DOUBLE = _names("DADD DMUL DFMA DMNMX")
+_CONVERT = _names("F2I F2F I2F F2IP FRND POPC FLO BREV")
+_SHARED = _names("LDS STS LDSM STSM ATOMS LDGSTS")
+_GLOBAL = _names("LDG STG LD ST ATOMG ATOM RED LDL STL")
 
 
 def _width(opcode: str) -> int:
@@ -119,7 +81,7 @@ def _tensor(x: Instruction, card: Card) -> Use:
 
 
 def _both(x: Instruction) -> bool:
-    """Whether HGMMA reads its left operand from shared memory: there is no register before gdesc."""
+    """Whether HGMMA reads its left operand from shared memory, not from registers."""
     return re.search(r"R\d+, R\d+, u?gdesc", x.operands) is None
 
 
