@@ -180,8 +180,9 @@ class Path:
             size = 0 if loop else len(self.flow.blocks[node])
             gain = 1 if loop and self.trips.get(node, 1) else 0
             options = [found for to in following(node) if (found := search(to)) is not None]
-            ended = is_end(node) or (loop is not None and any(is_end(b) for b in loop.blocks))
-            if ended:
+            blocks = loop.blocks if loop else (node,)
+            # Threads may leave early; a warp does where there is no other way on.
+            if any(map(is_end, blocks)) or not options and any(map(self._may_exit, blocks)):
                 options.append(((0, 0), []))
             if options:
                 sign = 1 if self.longest else -1
@@ -197,6 +198,9 @@ class Path:
         for node in found[1]:
             trace += self._loop(owner[node]) if node in owner else self._block(node)
         return trace
+
+    def _may_exit(self, number: int) -> bool:
+        return self.flow.code[self.flow.blocks[number][-1]].name == "EXIT"
 
     def _loop(self, loop: Loop) -> list[Instruction]:
         count = self.trips.get(loop.header, 1)

@@ -6,6 +6,7 @@ bits 105 to 125 of the 128 (zeroes and stalls as in the descriptions of Volta's 
 by Jia et al., arXiv:1804.06826, section 2).
 """
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -47,7 +48,7 @@ class Instruction:
     labels: tuple[str, ...] = ()
     source: tuple[tuple[str, int], ...] = ()
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The opcode without its modifiers."""
         return self.opcode.split(".", 1)[0]

@@ -48,6 +48,7 @@ class _Warp:
     products: list[float] = field(default_factory=list)  # ends of committed matrix products
     product: float = 0.0
     waiting: bool = False
+    able: float = 0.0  # when it could issue its next instruction, units aside
 
 
 class _Quarter:
@@ -65,21 +66,20 @@ class _Quarter:
             found = self.uses[id(x)] = use_of(x, self.card, self.cached)
         return found
 
-    def earliest(self, warp: _Warp, x: Instruction) -> float:
-        """When a warp could issue its next instruction."""
+    def able(self, warp: _Warp, x: Instruction) -> float:
+        """When a warp could issue its next instruction, were the units free."""
         at = warp.ready
-        for i in range(6):
-            if x.waits >> i & 1:
-                at = max(at, warp.scoreboards[i])
+        if x.waits:
+            for i in range(6):
+                if x.waits >> i & 1:
+                    at = max(at, warp.scoreboards[i])
         if x.name == "DEPBAR":
             at = max(at, self._copies(warp, x))
         elif x.opcode.startswith("WARPGROUP.DEPBAR"):
             left = int(x.operands.rsplit("0x", 1)[1].split()[0], 16)
             done = warp.products[: len(warp.products) - left] if left else warp.products
             at = max([at, *done])
-        use = self.use(x)
-        room = _QUEUE.get(use.unit, 0) * use.busy
-        return max(at, self.free[use.unit] - room) if use.busy else at
+        return at
 
     @staticmethod
     def _copies(warp: _Warp, x: Instruction) -> float:
@@ -90,9 +90,8 @@ class _Quarter:
         done = warp.groups[: len(warp.groups) - left] if left else warp.groups
         return max(done, default=0.0)
 
-    def execute(self, warp: _Warp, x: Instruction, at: float) -> None:
+    def execute(self, warp: _Warp, x: Instruction, use: Use, at: float) -> None:
         """Issues an instruction."""
-        use = self.use(x)
         start = max(at, self.free[use.unit]) if use.busy else at
         end = start + use.busy
         if use.busy:
@@ -159,23 +158,34 @@ def run(
     # Programs are not in step: each starts when the one before it has come a little further.
     for warp in live:
         warp.ready = 37.0 * warp.program
-    end, last = 0.0, None
+    uses = [quarter.use(x) for x in trace]
+    rooms = [_QUEUE.get(u.unit, 0) * u.busy for u in uses]
+    for warp in live:
+        warp.able = quarter.able(warp, trace[0])
+    end, last, free = 0.0, None, quarter.free
     while live:
         best, when = None, _FORWARD
         for warp in live:  # from the oldest to the youngest
             if warp.waiting:
                 continue
-            at = max(quarter.earliest(warp, trace[warp.at]), quarter.issue)
+            at = warp.able
+            use = uses[warp.at]
+            if use.busy and (turn := free[use.unit] - rooms[warp.at]) > at:
+                at = turn
+            at = max(at, quarter.issue)
             if at < when or (at == when and best is not last):
                 best, when = warp, at
         last = best
         x = trace[best.at]
-        quarter.execute(best, x, when)
-        if x.name == "BAR" and x.opcode.startswith("BAR.SYNC"):
+        quarter.execute(best, x, uses[best.at], when)
+        if x.opcode.startswith("BAR.SYNC"):
             _meet(quarter, best, card)
         if best.at == len(trace):
             live.remove(best)
             end = max(end, best.ready, *best.scoreboards)
+        for warp in quarter.of_program[best.program] if not best.waiting else ():
+            if warp.at < len(trace) and not warp.waiting and (warp is best or x.name == "BAR"):
+                warp.able = quarter.able(warp, trace[warp.at])
     return Result(end, dict(quarter.busy))
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from fastssl.ops.contrast.pairs import SIGMOID, SOFTMAX
 from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles, tiles_for
 
-#: By compute capability, parts and padded depth, 512 standing for all beyond 256: tiles where both
-#: rows and columns have statistics, and where labels or windows are compared.
-_BOTH: dict[tuple[int, int, int], dict[str, Tile]] = {
+#: By compute capability, parts and padded depth, 512 standing for all beyond 256: tiles where
+#: columns have statistics, and where labels or windows are compared.
+_OTHER: dict[tuple[int, int, int], dict[str, Tile]] = {
     (90, 1, 128): {"backward": Tile(128, 64, 128, 8, 2)},
 }
 _HEAVY: dict[tuple[int, int, int], dict[str, Tile]] = {
@@ -25,15 +25,15 @@ _HEAVY: dict[tuple[int, int, int], dict[str, Tile]] = {
 
 
 def family_tiles(
-    architecture: int, parts: int, depth: int, kind: int, both: bool, window: bool
+    architecture: int, parts: int, depth: int, kind: int, other: bool, window: bool
 ) -> Tiles:
     """The tiles for compute capability 80 or 90, 1 or 2 parts, a padded depth and a policy.
 
-    `kind` is sum_pairs' own; `both`: rows and columns have statistics.
+    `kind` is sum_pairs' own; `other`: columns have statistics.
     """
     tiles = tiles_for(architecture, parts, depth)
     key = architecture, parts, depth if depth <= 256 else 512
     if window or kind not in (SOFTMAX, SIGMOID):
         tiles = replace(tiles, **_HEAVY.get(key, {}))
         return replace(tiles, forward=replace(tiles.forward, resident=1))
-    return replace(tiles, **_BOTH.get(key, {})) if both else tiles
+    return replace(tiles, **_OTHER.get(key, {})) if other else tiles

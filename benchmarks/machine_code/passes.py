@@ -1,0 +1,175 @@
+"""How often the Triton kernels of nt_xent and contrast pass their loops, and what they must do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.machine_code.flow import Loop
+from benchmarks.machine_code.launched import Launched
+from benchmarks.machine_code.predict import Kernel
+from benchmarks.machine_code.record import Work
+
+#: Numbers that a kernel may read from device memory; elsewhere any pointer stands in.
+_NUMBERS = ("temperature", "bias")
+_INDICES = ("excluded", "partner", "row_labels", "column_labels", "index")
+_DOUBLES = ("window", "other_window", "known", "statistics", "gradient")
+#: Kernels that multiply matrices.
+MATRIX = (
+    "sum_exponentials", "accumulate_gradient", "write_gradient_weights", "multiply_weights",
+    "sum_pairs", "accumulate_pairs", "write_pair_weights",
+)  # fmt: skip
+
+
+@dataclass
+class Passes:
+    """How often loops are passed: the arguments of `predict.predict`."""
+
+    passes: float = 1.0
+    fixed: dict[int, int] = field(default_factory=dict)
+    loop: Loop | None = None
+    straight: bool = False
+    rare: float = 0.0
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _shared_out(loops: list[Loop], kernel: Kernel, count: int) -> dict[int, int]:
+    """Trips of the machine's loops over `count` items: the compiler makes one, or one for four
+    items at a time and one for the rest.
+    """
+    loads = {
+        x.header: sum(i.name in ("LDG", "LD") for i in kernel.flow.instructions(x)) for x in loops
+    }
+    least = min([n for n in loads.values() if n], default=1)
+    trips = {}
+    for x in loops:
+        at_once = max(1, round(loads[x.header] / least))
+        trips[x.header] = count // at_once if at_once > 1 else count % 4 if _wide(loads) else count
+    return trips
+
+
+def _wide(loads: dict[int, int]) -> bool:
+    some = [n for n in loads.values() if n]
+    return bool(some) and max(some) >= 4 * min(some)
+
+
+def _depth_loops(x: Launched, kernel: Kernel) -> dict[int, int]:
+    """Kernels over rows pass their columns in blocks; what is inside is over splits."""
+    chunks = _ceil(x["DEPTH"], x["BLOCK_D"])
+    splits = x.arguments.get("splits", 1) - 1
+    loops = kernel.flow.all_loops()
+    outer = [y for y in loops if y.inner or chunks > 1 and y in kernel.flow.loops]
+    trips = _shared_out([y for y in loops if y not in outer], kernel, splits)
+    trips |= {y.header: chunks for y in outer}
+    if x.name == "pack" and kernel.flow.loops:  # the last clears the padding, in one program
+        trips |= {y.header: 0 for y in kernel.flow.loops[-1].walk()}
+    return trips
+
+
+def _over(count: Callable[[Launched], int]) -> Callable[[Launched, Kernel], Passes]:
+    def passes(x: Launched, kernel: Kernel) -> Passes:
+        loops = kernel.flow.all_loops()
+        return Passes(straight=True, fixed=_shared_out(loops, kernel, count(x)))
+
+    return passes
+
+
+def _columns(rows: str, exceptional: float) -> Callable[[Launched, Kernel], Passes]:
+    """Kernels that pass tiles of columns; some tiles take the way with the exceptions."""
+
+    def passes(x: Launched, kernel: Kernel) -> Passes:
+        inner = kernel.main_loop()
+        outer = kernel.around(inner)
+        fixed = {inner.header: _ceil(x["DEPTH"], x["BLOCK_K"])} if outer else {}
+        columns = x[rows]
+        share = min(1.0, exceptional * x["BLOCK_M"] / columns)
+        across = _ceil(columns, x["BLOCK_N"]) / x.grid[1]
+        return Passes(across, fixed, outer or inner, rare=share)
+
+    return passes
+
+
+def _one_tile(x: Launched, kernel: Kernel) -> Passes:
+    loop = kernel.main_loop()
+    if loop is None or not any(i.name.endswith("MMA") for i in kernel.flow.instructions(loop)):
+        return Passes(straight=True)
+    return Passes(_ceil(x["DEPTH"], x["BLOCK_K"]), loop=loop)
+
+
+def _rows(x: Launched, kernel: Kernel) -> Passes:
+    return Passes(straight=True, fixed=_depth_loops(x, kernel))
+
+
+_KERNELS: dict[str, Callable[[Launched, Kernel], Passes]] = {
+    # A row meets itself and its partner in two of its tiles' diagonals.
+    "sum_exponentials": _columns("rows", 2),
+    "accumulate_gradient": _columns("rows", 2),
+    "sum_pairs": _columns("columns", 1),
+    "accumulate_pairs": _columns("columns", 1),
+    "write_gradient_weights": _one_tile,
+    "write_pair_weights": _one_tile,
+    "multiply_weights": lambda x, k: Passes(_ceil(x["padded"], x["BLOCK_K"])),
+    "pack": _rows,
+    "pack_rows": _rows,
+    "partner_products": _rows,
+    "finish_gradient": _rows,
+    "finish_pairs": _rows,
+    "finish_rows": _over(lambda x: x["splits"]),
+    "finish_statistics": _over(lambda x: x["splits"]),
+    "finish_metrics": _over(lambda x: x["splits"]),
+    "weigh_rows": _over(lambda x: _ceil(x["padded"], x["BLOCK"])),
+    "add_up": _over(lambda x: _ceil(x["count"], x["BLOCK"])),
+    "add_up_pairs": _over(lambda x: _ceil(x["blocks"], x["BLOCK"])),
+    "bound_gradients": _over(lambda x: _ceil(x["rows"], x["BLOCK"])),
+    "weigh_pairs": _over(lambda x: 1),
+    "invert": _over(lambda x: 1),
+}
+
+
+def passes_of(x: Launched, kernel: Kernel) -> Passes:
+    """How often a launch passes its loops.
+
+    Raises:
+        KeyError: a kernel that is not known here.
+    """
+    return _KERNELS[x.name](x, kernel)
+
+
+def moved(x: Launched) -> float:
+    """Bytes of the tensors that a launch reads and writes, each once."""
+    total, seen = 0, set()
+    for name, value in x.arguments.items():
+        if not isinstance(value, torch.Tensor) or id(value) in seen or _stands_in(x, name, value):
+            continue
+        seen.add(id(value))
+        total += value.numel() * value.element_size()
+    return total
+
+
+def _stands_in(x: Launched, name: str, value: torch.Tensor) -> bool:
+    number = name in _NUMBERS or (name == "scale" and value.dim() != 1)
+    index = name in _INDICES and value.dtype != torch.int64
+    double = name in _DOUBLES and value.dtype != torch.float64
+    return (number and value.numel() > 1) or index or double
+
+
+def work_of(x: Launched) -> Work:
+    """What a launch has to do by what it is asked: products of two-part operands are three."""
+    if x.name not in MATRIX:
+        return Work(moved=moved(x))
+    products = 3 if x["PARTS"] == 2 else 1
+    depth = x["DEPTH"]
+    if x.name == "multiply_weights":
+        rows, columns, exponentials = x.grid[0] * x["BLOCK_M"], x["padded"], 0
+    elif x.name.startswith("write"):
+        rows, columns = x.programs * x["BLOCK_M"], x["BLOCK_N"]
+        exponentials = rows * columns
+    else:
+        rows = x.grid[0] * x["BLOCK_M"]
+        columns = x.arguments.get("columns", x["rows"])
+        exponentials = rows * columns
+    twice = 2 if x.name.startswith("accumulate") else 1
+    return Work(2.0 * twice * products * rows * columns * depth, exponentials, moved(x))
