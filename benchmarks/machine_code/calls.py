@@ -40,7 +40,7 @@ def launch_record(call: Call, card: Card, x: Launched) -> dict:
     how, work = passes_of(x, kernel), work_of(x)
     prediction = predict(
         kernel, card, x.programs, how.passes, how.fixed, how.loop, how.straight, how.rare,
-        work.moved,
+        work.moved, outer=how.outer, turns=how.turns,
     )  # fmt: skip
     loop = None if how.straight else how.loop or kernel.main_loop()
     return record.launch(

@@ -23,7 +23,7 @@ _ELEMENTS = {
     torch.float32: "fp32", torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16",
     torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8", torch.bool: "i1",
 }  # fmt: skip
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _compiled: dict[tuple, "Compiled"] = {}
 
 

@@ -7,8 +7,9 @@ import torch
 
 from benchmarks.machine_code.flow import Loop
 from benchmarks.machine_code.launched import Launched
-from benchmarks.machine_code.predict import Kernel
+from benchmarks.machine_code.predict import Kernel, has_tensor
 from benchmarks.machine_code.record import Work
+from fastssl.ops.nt_xent.triton_tiles import Tile, most_tiles
 
 #: Numbers that a kernel may read from device memory; elsewhere any pointer stands in.
 _NUMBERS = ("temperature", "bias")
@@ -16,8 +17,8 @@ _INDICES = ("excluded", "partner", "row_labels", "column_labels", "index")
 _DOUBLES = ("window", "other_window", "known", "statistics", "gradient")
 #: Kernels that multiply matrices.
 MATRIX = (
-    "sum_exponentials", "accumulate_gradient", "write_gradient_weights", "multiply_weights",
-    "sum_pairs", "accumulate_pairs", "write_pair_weights",
+    "sum_triangle", "sum_exponentials", "accumulate_gradient", "write_gradient_weights",
+    "multiply_weights", "sum_pairs", "accumulate_pairs", "write_pair_weights",
 )  # fmt: skip
 
 
@@ -30,6 +31,8 @@ class Passes:
     loop: Loop | None = None
     straight: bool = False
     rare: float = 0.0
+    outer: Loop | None = None
+    turns: float = 1.0
 
 
 def _ceil(a: int, b: int) -> int:
@@ -92,9 +95,25 @@ def _columns(rows: str, exceptional: float) -> Callable[[Launched, Kernel], Pass
     return passes
 
 
+def _triangle(x: Launched, kernel: Kernel) -> Passes:
+    """Blocks of columns and the tiles above the diagonal of each; of the program with most."""
+    outer = next(y for y in kernel.flow.loops if has_tensor(kernel.flow.instructions(y)))
+    inner = [y for y in outer.inner if has_tensor(kernel.flow.instructions(y))]
+    # Tiles with exceptions have a loop of their own, which does more.
+    usual, *others = sorted(inner, key=lambda y: len(kernel.flow.instructions(y)))
+    chunks = _ceil(x["DEPTH"], x["BLOCK_K"])
+    fixed = {y.header: 1 for y in others}
+    fixed |= {k.header: chunks for y in inner for k in y.inner}
+    groups, bands = x.grid
+    tile = Tile(x["BLOCK_M"], x["BLOCK_N"], x["BLOCK_K"], 0, 0)
+    turns = _ceil(_ceil(x["rows"], tile.columns), groups)
+    tiles = most_tiles(x["rows"], tile, groups, bands, start=0) - turns * len(others)
+    return Passes(max(0, tiles), fixed, usual, outer=outer, turns=turns)
+
+
 def _one_tile(x: Launched, kernel: Kernel) -> Passes:
     loop = kernel.main_loop()
-    if loop is None or not any(i.name.endswith("MMA") for i in kernel.flow.instructions(loop)):
+    if loop is None or not has_tensor(kernel.flow.instructions(loop)):
         return Passes(straight=True)
     return Passes(_ceil(x["DEPTH"], x["BLOCK_K"]), loop=loop)
 
@@ -105,6 +124,7 @@ def _rows(x: Launched, kernel: Kernel) -> Passes:
 
 _KERNELS: dict[str, Callable[[Launched, Kernel], Passes]] = {
     # A row meets itself and its partner in two of its tiles' diagonals.
+    "sum_triangle": _triangle,
     "sum_exponentials": _columns("rows", 2),
     "accumulate_gradient": _columns("rows", 2),
     "sum_pairs": _columns("columns", 1),
@@ -168,8 +188,11 @@ def work_of(x: Launched) -> Work:
         rows, columns = x.programs * x["BLOCK_M"], x["BLOCK_N"]
         exponentials = rows * columns
     else:
-        rows = x.grid[0] * x["BLOCK_M"]
         columns = x.arguments.get("columns", x["rows"])
+        rows = x.grid[0] * x["BLOCK_M"]
+        exponentials = rows * columns
+    if x.name == "sum_triangle":
+        rows = columns / 2
         exponentials = rows * columns
     twice = 2 if x.name.startswith("accumulate") else 1
     return Work(2.0 * twice * products * rows * columns * depth, exponentials, moved(x))

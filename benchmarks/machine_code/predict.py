@@ -44,7 +44,7 @@ class Kernel:
     def main_loop(self) -> Loop | None:
         """The loop with the products, the innermost of them; without any, the longest loop."""
         loops = self.flow.all_loops()
-        matrix = [x for x in loops if _has_tensor(self.flow.instructions(x))]
+        matrix = [x for x in loops if has_tensor(self.flow.instructions(x))]
         if matrix:
             return min(matrix, key=lambda x: len(x.blocks))
         return max(loops, key=lambda x: len(self.flow.instructions(x)), default=None)
@@ -54,7 +54,8 @@ class Kernel:
         return next((x for x in self.flow.all_loops() if loop in x.inner), None)
 
 
-def _has_tensor(code: list[Instruction]) -> bool:
+def has_tensor(code: list[Instruction]) -> bool:
+    """Whether there are matrix products in some code."""
     return any(x.name in TENSOR for x in code)
 
 
@@ -99,6 +100,8 @@ def predict(
     rare: float = 0.0,
     moved: float = 0.0,
     cached: bool = True,
+    outer: Loop | None = None,
+    turns: float = 1.0,
 ) -> Prediction:
     """Predicts a launch.
 
@@ -113,6 +116,8 @@ def predict(
         rare: the share of passes that take the longest way through the loop.
         moved: bytes that the launch reads from and writes to the card's memory.
         cached: whether loads of less than 16 bytes a thread hit L1.
+        outer: a loop around the main loop; `passes` are then those of all its turns.
+        turns: how often `outer` is passed.
     """
     loop = None if straight else loop or kernel.main_loop()
     resident = kernel.resident(card)
@@ -122,7 +127,9 @@ def predict(
         parts.append((1, math.ceil(rest / card.processors)))
     seconds, shown = 0.0, None
     for count, together in parts:
-        clocks, each = _wave(kernel, card, together, passes, fixed, loop, rare, cached)
+        clocks, each = _wave(
+            kernel, card, together, passes, fixed, loop, rare, cached, outer, turns
+        )
         seconds += count * clocks / (_clock(card, each) * 1e9)
         shown = shown or each
     limiter = shown.limiter
@@ -133,8 +140,16 @@ def predict(
     return Prediction(seconds * 1e6, limiter, shown.clocks, share, resident, waves)
 
 
-def _wave(kernel, card, together, passes, fixed, loop, rare, cached) -> tuple[float, Result]:
+def _wave(
+    kernel, card, together, passes, fixed, loop, rare, cached, outer, turns
+) -> tuple[float, Result]:
     """Clocks of programs that run side by side, and what one pass of them costs."""
+    if outer:
+        fixed = dict(fixed or {})
+        each = _cost(kernel, card, together, fixed, loop, False, cached)[1]
+        once, turn = _cost(kernel, card, together, {**fixed, loop.header: 1}, outer, False, cached)
+        start = max(0.0, turn.clocks - each.clocks)
+        return max(0.0, once.clocks) + turns * start + passes * each.clocks, each
     once, each = _cost(kernel, card, together, fixed, loop, False, cached)
     if not loop:
         return once.clocks, once
@@ -152,6 +167,7 @@ def _cost(kernel, card, together, fixed, loop, longest, cached) -> tuple[Result,
     key = (
         card.architecture,
         card.clock,
+        card.l2_per_clock,
         together,
         tuple(trips.items()),
         longest,

@@ -63,7 +63,7 @@ def _width(opcode: str) -> int:
 
 
 def _tensor(x: Instruction, card: Card) -> Use:
-    rate = card.per_clock["tensor"] / QUARTERS
+    rate = card.per_clock["tensor" if x.name == "HGMMA" else "hmma"] / QUARTERS
     if x.name == "HGMMA":
         m, n, k = (int(s) for s in re.search(r"\.(\d+)x(\d+)x(\d+)", x.opcode).groups())
         wide = 2 if "TF32" in x.opcode else 1  # bytes beyond two, and half the rate
@@ -123,6 +123,7 @@ def use_of(x: Instruction, card: Card, cached: bool = False) -> Use:
     if name in _CONVERT:
         kind = "convert_small" if any(s in x.opcode for s in _SMALL) else "convert"
         kind = "convert_64" if "64" in x.opcode else kind
+        kind = "convert_to_integer" if name == "F2I" and kind != "convert_64" else kind
         kind = "bits" if name in ("POPC", "FLO", "BREV") else kind
         return Use("special", busy(kind), card.latency["special"])
     if name == "SHFL":
