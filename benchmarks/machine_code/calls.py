@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.machine_code import record
 from benchmarks.machine_code.cards import Card
 from benchmarks.machine_code.launched import Launched, launches_of
-from benchmarks.machine_code.passes import passes_of, work_of
+from benchmarks.machine_code.passes import MATRIX, passes_of, work_of
 from benchmarks.machine_code.predict import counts, predict
 from benchmarks.machine_code.record import Work
 
@@ -46,6 +46,7 @@ def launch_record(call: Call, card: Card, x: Launched) -> dict:
     return record.launch(
         call.family, call.case, kernel, card, call.size, work.floor_us(card), prediction,
         counts(kernel, loop, how.fixed), call.test, x.name,
+        x["BLOCK_M"] * x["BLOCK_N"] if x.name in MATRIX and x.name != "multiply_weights" else 0,
     )  # fmt: skip
 
 

@@ -43,7 +43,9 @@ def call(rows: int, depth: int, dtype: str, learned: bool = False) -> Call:
 
 def calls() -> list[Call]:
     """All depths and types at the main size; sizes at the main depths."""
-    found = [call(65536, depth, dtype) for depth, dtype in itertools.product(DEPTHS, DTYPES)]
+    main = itertools.product(DEPTHS, ("bfloat16", "float32"))
+    found = [call(65536, depth, dtype) for depth, dtype in main]
+    found += [call(65536, depth, "float16") for depth in (64, 128)]
     found += [call(65536, depth, "bfloat16", learned=True) for depth in (64, 128)]
     sizes = itertools.product((512, 2048, 8192, 32768, 262144), (128, 768))
     found += [

@@ -70,7 +70,7 @@ def launches_table(model: dict, family: str) -> list[str]:
     """A family's launches: times, limits, resources, and instructions of a pass."""
     head = [
         "case", "size", "kernel", "card", "floor, us", "predicted, us", "x floor", "limiter",
-        "registers", "spills", "KiB", "warps", "instructions of a warp in a pass",
+        "registers", "spills", "KiB", "warps", "instructions of a warp in a pass", "of an element",
     ]  # fmt: skip
     rows = []
     for x in model["launches"]:
@@ -78,12 +78,16 @@ def launches_table(model: dict, family: str) -> list[str]:
             continue
         times = f" ({x['times']} times)" if x.get("times", 1) > 1 else ""
         ratio = x["predicted_us"] / x["floor_us"] if x["floor_us"] else 0.0
-        counted = ", ".join(f"{kind} {number}" for kind, number in x["per_iteration"].items())
+        counted, each = (
+            ", ".join(f"{kind} {number:g}" for kind, number in x.get(key, {}).items())
+            for key in ("per_iteration", "per_element")
+        )
         rows.append([
             x["case"], size_text(x["size"]), f"`{x['kernel']}`{times}", x["card"],
             microseconds(x["floor_us"]), microseconds(x["predicted_us"]),
             f"{ratio:.1f}" if 0 < ratio < 20 else "", x["limiter"], str(x["registers"]),
             str(x["spills"]), f"{x['shared_bytes'] / 1024:.0f}", str(x["occupancy_warps"]), counted,
+            each,
         ])  # fmt: skip
     return _table(head, rows)
 

@@ -36,6 +36,7 @@ class Work:
 def launch(
     family: str, case: str, kernel: Kernel, card: Card, size: dict, floor_us: float,
     prediction: Prediction, per_iteration: dict, test: str, name: str | None = None,
+    elements: float = 0.0,
 ) -> dict:  # fmt: skip
     """One launch's record.
 
@@ -50,7 +51,12 @@ def launch(
         per_iteration: instructions of a warp in a pass through the main loop, by kind.
         test: the test that executes the kernel's source.
         name: the kernel's name, if the compiler's is another.
+        elements: what a program works on in a pass, if that can be counted.
     """
+    threads = 32 * kernel.warps
+    per_element = {
+        k: round(v * threads / elements, 2) for k, v in per_iteration.items() if elements
+    }
     return {
         "family": family,
         "case": case,
@@ -68,6 +74,9 @@ def launch(
         "occupancy_warps": prediction.resident * kernel.warps,
         "waves": round(prediction.waves, 2),
         "per_iteration": {k: v for k, v in per_iteration.items() if v},
+        "per_element": {
+            k: v for k, v in per_element.items() if v and k not in ("tensor", "barrier")
+        },
         "test": test,
     }
 

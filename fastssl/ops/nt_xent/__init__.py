@@ -158,10 +158,13 @@ class _NTXent(torch.autograd.Function):
         z0, z1, temperature, *ctx.options = inputs
         _, lse, miss = output
         ctx.mark_non_differentiable(lse, miss)
+        ctx.set_materialize_grads(False)  # else two launches would make zeros for lse and miss
         ctx.save_for_backward(z0, z1, temperature, lse, miss)
 
     @staticmethod
     def backward(ctx, grad, _lse, _miss):
+        if grad is None:
+            return (None,) * 7
         # A graph of the gradient is only wanted where grad mode is on (create_graph=True).
         gradient = _NTXentBackward.apply if torch.is_grad_enabled() else _NTXentBackward.forward
         grads = gradient(grad, *ctx.saved_tensors, *ctx.options)

@@ -43,7 +43,8 @@ def _forward(z0, z1, temperature, tau, normalize, reduction):
 
 
 def _backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
-    temperature = torch.full((), tau, dtype=miss.dtype) if temperature is None else temperature
+    if temperature is None:  # made where it is used: nothing waits for the device
+        temperature = torch.full((), tau, dtype=miss.dtype, device=z0.device)
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in (z0, z1, temperature.to(z0.device))]
         loss = reference.nt_xent(*leaves, normalize, REDUCTIONS[reduction])
