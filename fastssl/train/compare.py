@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Keywords that have a line of their own, and those that say nothing of what was learned.
 _SHOWN = ("method", "data", "backbone", "epochs")
-_NEVER = FREE | {"online"}
+_NEVER = FREE | {"online", "cuda_graph"}
 
 _NOTE = (
     "Accuracies on test samples in percent, mean and deviation over draws of labels. "

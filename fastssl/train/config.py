@@ -75,6 +75,9 @@ class Config:
     workers: int = option(
         2, "Processes that read images that are not in memory, for each device.", least=0
     )
+    cuda_graph: bool = option(
+        False, "Record a whole step as a CUDA graph and replay it: for small batches on a GPU."
+    )
     seed: int = option(0, "Fixes initial weights, order of images and views.", least=0)
     online: int = option(
         5, "Epochs between two looks at the features during training; 0 for none.", least=0
@@ -107,6 +110,14 @@ class Config:
         if self.batch_size % self.devices:
             raise UsageError(
                 f"batch_size: got {self.batch_size}, must be a multiple of devices ({self.devices})"
+            )
+
+        if self.cuda_graph and self.devices > 1:
+            raise UsageError(f"cuda_graph: cannot be combined with devices ({self.devices})")
+        if self.cuda_graph and self.precision == "16-mixed":
+            raise UsageError(
+                "cuda_graph: cannot be combined with precision='16-mixed', whose scale the host "
+                "decides from step to step"
             )
 
     @classmethod

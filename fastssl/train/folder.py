@@ -36,8 +36,12 @@ class RunFolder:
         self.not_finite = path / "not-finite.pt"
         self.checkpoints = Checkpoints(path)
 
-    def check(self, described: dict) -> None:
+    def check(self, described: dict, defaults: dict) -> None:
         """Checks that a run of these keywords may use the folder; changes nothing.
+
+        Args:
+            described: the keywords.
+            defaults: what a run had for keywords that came after it.
 
         Raises:
             UsageError: the folder is in use and neither `resume` nor `overwrite` is given, or what
@@ -48,7 +52,7 @@ class RunFolder:
         # A run that was killed as it began leaves no more than a file that is not whole.
         held = self.path.is_dir() and any(f.suffix != ".part" for f in self.path.iterdir())
         if held and described["resume"]:
-            self._check_same(described)
+            self._check_same(described, defaults)
         elif held and not described["overwrite"]:
             raise UsageError(f"out: {self.path} is not empty; give overwrite or resume")
 
@@ -112,8 +116,8 @@ class RunFolder:
         patterns = ("events.out.tfevents.*.fastssl", "*.part", "features.npz", "features.parquet")
         return [file for pattern in patterns for file in self.path.glob(pattern)]
 
-    def _check_same(self, described: dict) -> None:
-        before = self.read_config()
+    def _check_same(self, described: dict, defaults: dict) -> None:
+        before = defaults | self.read_config()
         for name, now in described.items():
             if name not in FREE and before.get(name) != now:
                 raise UsageError(

@@ -9,8 +9,10 @@ from functools import partial
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastssl.train import replay
 from fastssl.train._seeds import derived
 from fastssl.train.config import Config
 from fastssl.train.data import Data
@@ -35,15 +37,17 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
         folder: prepared; gets metrics.jsonl and last.ckpt.
 
     Raises:
-        UsageError: the loss is no longer finite, or the checkpoint is damaged or of a run on other
-            samples.
+        UsageError: the loss is no longer finite, the checkpoint is damaged or of a run on other
+            samples, or a step cannot be recorded.
     """
     feed = Feed(data.train.inputs, config, fabric.device, fabric.global_rank, fabric.world_size)
     per_epoch = steps_per_epoch(config, data)
     steps = config.epochs * per_epoch
-    optimizer = method.optimizer()
-    scheduler = LambdaLR(optimizer, partial(rate_factor, steps=steps, warmup=config.warmup))
-    model, optimizer = fabric.setup(synchronised(method, fabric.device), optimizer)
+    plain = method.optimizer()
+    if config.cuda_graph:
+        replay.make_capturable(plain, fabric.device)
+    scheduler = LambdaLR(plain, partial(rate_factor, steps=steps, warmup=config.warmup))
+    model, optimizer = fabric.setup(synchronised(method, fabric.device), plain)
     model.train()
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "epoch": 0}
     state["samples"] = trained_on = data.train.fingerprint()
@@ -57,17 +61,33 @@ def train(method: Method, config: Config, data: Data, fabric: Fabric, folder: Ru
         folder.forget_after(step)
         if step < steps:
             folder.forget_results()
+
+    def gradients(inputs: Tensor, sample_ids: Tensor, step: int | Tensor) -> dict[str, Tensor]:
+        views = method.views(inputs, sample_ids, step)
+        optimizer.zero_grad()
+        return method.step(model, views, fabric.backward)
+
+    def whole(inputs: Tensor, sample_ids: Tensor, step: Tensor) -> dict[str, Tensor]:
+        logs = gradients(inputs, sample_ids, step)
+        optimizer.step()
+        return logs
+
+    replayed = None
+    if config.cuda_graph:
+        replayed = replay.Replayed(whole, plain, replay.CudaGraphs(fabric.device))
     display = Display(method.name, steps, step, config.epochs, enabled=fabric.is_global_zero)
     with display, Metrics(fabric, folder, feed, method, display, step) as metrics:
         for epoch in range(state["epoch"], config.epochs):
             # Torch's own generators, for methods with dropout.
             torch.manual_seed(derived(config.seed, epoch, fabric.global_rank, 2))
             for batch, sample_ids in feed.epoch(epoch):
-                views = method.views(batch, sample_ids, step)
-                optimizer.zero_grad()
-                logs = method.step(model, views, fabric.backward)
-                metrics.check(step + 1, epoch + 1, sample_ids, logs)
-                optimizer.step()
+                if replayed is None:
+                    logs = gradients(batch, sample_ids, step)
+                    metrics.check(step + 1, epoch + 1, sample_ids, logs)
+                    optimizer.step()
+                else:
+                    logs = replayed(batch, sample_ids, step)
+                    metrics.remember(step + 1, sample_ids)
                 step += 1
                 method.after_step(step / steps)
                 metrics.step(step, epoch + 1, scheduler.get_last_lr()[0], logs)

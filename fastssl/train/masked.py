@@ -77,7 +77,7 @@ class MaskedImages(Method):
         self.augment = Augment([recipe], seed=config.seed, dtype=torch.uint8)
 
     @abstractmethod
-    def plan(self, sample_ids: Tensor, step: int) -> MaskPlan:
+    def plan(self, sample_ids: Tensor, step: int | Tensor) -> MaskPlan:
         """The patches to remove, a function of the run's seed, the step and the images' ids."""
 
     def check_ratio(self) -> None:
@@ -90,7 +90,7 @@ class MaskedImages(Method):
     def predict(self, levels: Tensor, plan: MaskPlan) -> Tensor:
         """Predictions [N, L, P], pixels in the order "pqc", for uint8 images [N, C, H, W]."""
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list:
         """One augmented view, uint8 [N, C, H, W], and the plan of its mask."""
         (levels,) = self.augment(images, sample_ids=sample_ids, step=step)
         return [levels, self.plan(sample_ids, step)]

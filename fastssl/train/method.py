@@ -59,7 +59,7 @@ class Method(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> Sequence:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> Sequence:
         """What `forward` gets for uint8 images [N, C, H, W] on the device that trains.
 
         A method that wants texts gets their token ids, int64 [N, L], instead.
@@ -67,7 +67,9 @@ class Method(nn.Module, ABC):
         Tensors, and dataclasses of tensors such as a `MaskPlan`.
 
         All randomness is a function of the run's seed, the step and `sample_ids`, the images'
-        places in the data set, int64 [N].
+        places in the data set, int64 [N]. With `cuda_graph` the step is a tensor, 0-d int64, and
+        this and `step` run on the host a few times only: what they decide there holds for the rest
+        of the run. A configuration with which they decide anew refuses `cuda_graph`.
         """
 
     @abstractmethod

@@ -76,9 +76,13 @@ class Metrics:
         Raises:
             UsageError: the loss is not finite; what led to it has been written to not-finite.pt.
         """
-        self.recent = [*self.recent[1 - READ_EVERY :], (step, sample_ids)]
+        self.remember(step, sample_ids)
         if logs["loss"].device.type == "cpu" and not torch.isfinite(logs["loss"]):
             self._stop(step, epoch, logs["loss"].item(), after=step - 1)
+
+    def remember(self, step: int, sample_ids: Tensor) -> None:
+        """Keeps the ids of a step's batch until its loss has been read."""
+        self.recent = [*self.recent[1 - READ_EVERY :], (step, sample_ids)]
 
     def step(self, step: int, epoch: int, lr: float, logs: dict[str, Tensor]) -> None:
         """Takes the scalars of a step; they stay on the device until several are read together."""

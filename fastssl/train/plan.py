@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
+from fastssl.train import replay
 from fastssl.train.config import Config
 from fastssl.train.data import Data
 from fastssl.train.errors import UsageError
@@ -14,11 +16,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def check(kind: type[Method], config: Config, data: Data, processes: int) -> None:
+def check(
+    kind: type[Method], config: Config, data: Data, processes: int, device: torch.device
+) -> None:
     """Checks that a method can be trained on a data set by a number of processes.
 
     Raises:
-        UsageError: the data is of another kind or too small, or the batch cannot be shared out.
+        UsageError: the data is of another kind or too small, the batch cannot be shared out, or the
+            steps cannot be recorded on the device.
     """
     if data.kind != kind.wants and (data.kind, kind.wants) != ("captions", "images"):
         raise UsageError(f"data: {kind.name} trains on {kind.wants}, {data.name} has {data.kind}")
@@ -27,6 +32,8 @@ def check(kind: type[Method], config: Config, data: Data, processes: int) -> Non
         raise UsageError(
             f"batch_size: got {config.batch_size}, must be a multiple of the {processes} processes"
         )
+    if config.cuda_graph:
+        replay.check(device, processes)
 
 
 def steps_per_epoch(config: Config, data: Data) -> int:
@@ -58,7 +65,8 @@ def describe(model: Method, config: Config, data: Data, fabric: "Fabric", folder
         "model": f"{_count(model):,} parameters, {trained:,} of them trained",
         "steps": f"{config.epochs} epochs of {steps} steps of {config.batch_size} {data.kind}: "
         f"{config.epochs * steps:,} steps",
-        "where": f"{fabric.world_size} x {fabric.device.type}, {config.precision}",
+        "where": f"{fabric.world_size} x {fabric.device.type}, {config.precision}"
+        + (", steps replayed as a CUDA graph" if config.cuda_graph else ""),
         "out": str(folder.path),
     }
     return "\n".join(f"{name:<8} {value}" for name, value in lines.items())

@@ -1,5 +1,6 @@
 """One run from start to end: data, training, evaluation, and the files that it leaves."""
 
+import dataclasses
 import inspect
 import os
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def pretrain(method: str, **keywords) -> Run:
     described = {"method": method, **config.as_json()}
     # The first process alone: it starts the others, which find the folder in use.
     if fabric.is_global_zero and not config.dry_run:
-        folder.check(described)
+        defaults = {field.name: field.default for field in dataclasses.fields(kind.Config)}
+        folder.check(described, defaults)
     data = datasets.load(config.data, config.root, config.limit, config.image_size)
-    plan.check(kind, config, data, fabric.world_size)
+    plan.check(kind, config, data, fabric.world_size, fabric.device)
     if config.dry_run:
         model, untrained = saved.build(kind, config, data)
         progress.note(plan.describe(model, config, data, fabric, folder))

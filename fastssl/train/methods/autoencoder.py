@@ -57,7 +57,7 @@ class Autoencoder(Method):
         self.decoder = Decoder(self.backbone.features, channels, tuple(sides), config.decoder_width)
         self.augment = same_size_views(data, [recipe_for(data)], config)
 
-    def damaged(self, clean: Tensor, sample_ids: Tensor, step: int) -> Tensor:
+    def damaged(self, clean: Tensor, sample_ids: Tensor, step: int | Tensor) -> Tensor:
         """Images [N, C, H, W], scaled as by `to_float`, with a share of their pixels black."""
         if self.config.noise == 0:
             return clean
@@ -66,7 +66,7 @@ class Autoencoder(Method):
         plan = masking.random_masks(len(clean), sides, self.config.noise, **drawn)
         return clean.masked_fill(plan.mask.view(-1, 1, *sides), -MEAN / STD)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """What the encoder sees of a random view, and the view, float32 [N, C, H, W] each."""
         (clean,) = self.augment(images, sample_ids=sample_ids, step=step)
         return [self.damaged(clean, sample_ids, step), clean]

@@ -88,7 +88,9 @@ class CLIP(Method):
         self.register_buffer("captions", captions, persistent=False)
         self.augment = same_size_views(data, [CROP], config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """A crop of each image, float32 [N, C, H, W], and its caption, int64 [N, L]."""
         (view,) = self.augment(images, sample_ids=sample_ids, step=step)
         return view, self.captions[sample_ids]

@@ -52,6 +52,11 @@ class DINOConfig(Config):
         if self.local_scale > self.global_scale:
             bound = f"global_scale ({self.global_scale})"
             raise UsageError(f"local_scale: got {self.local_scale}, must be at most {bound}")
+        if self.cuda_graph and self.frozen_epochs:
+            raise UsageError(
+                f"cuda_graph: cannot be combined with frozen_epochs ({self.frozen_epochs}), since "
+                f"the host decides when the last layer begins to move; give frozen_epochs 0"
+            )
 
 
 class Head(nn.Module):
@@ -110,9 +115,10 @@ class DINO(Method):
         """What the teacher follows: images to outputs."""
         return nn.Sequential(self.backbone, self.head)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """Two global crops, float32 [N, C, H, W], then the local ones."""
-        self.frozen = step < self.frozen_steps
+        # A step that is recorded has its number on the device, and no rest.
+        self.frozen = self.frozen_steps > 0 and step < self.frozen_steps
         return self.augment(images, sample_ids=sample_ids, step=step)
 
     def step(

@@ -81,14 +81,14 @@ class GAN(Method):
         self.generator = Decoder(config.noise_size, channels, tuple(sides), config.generator_width)
         self.generator.apply(initialise)
 
-    def noise(self, sample_ids: Tensor, step: int) -> Tensor:
+    def noise(self, sample_ids: Tensor, step: int | Tensor) -> Tensor:
         """Noise for images of these ids, float32 [N, noise_size] in (-1, 1)."""
         size = self.config.noise_size
         drawn = {"seed": self.config.seed, "step": step, "sample_ids": sample_ids}
         order = masking.random_masks(len(sample_ids), size, 0.0, **drawn).ids_shuffle
         return (2 * order + 1) / size - 1
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """The images as they are, float32 [N, C, H, W], and noise for as many."""
         return [to_float(images), self.noise(sample_ids, step)]
 

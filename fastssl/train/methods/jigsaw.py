@@ -79,14 +79,18 @@ class Jigsaw(Puzzle):
         scaling = {"mean": [MEAN] * channels, "std": [STD] * channels}
         self.augment = Augment([recipe], seed=config.seed, **scaling)
 
-    def tiles(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def tiles(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Shuffled tiles [N, 9, C, h, w] of a random view, and labels int64 [N]."""
         drawn = {"step": step, "sample_ids": sample_ids}
         (view,) = self.augment(images, **drawn)
         options = {"permutations": self.permutations, "tile": self.tile, "seed": self.config.seed}
         return masking.jigsaw(view, GRID, **options, **drawn)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What `tiles` returns, normalised."""
         tiles, labels = self.tiles(images, sample_ids, step)
         return self.normalised(tiles), labels

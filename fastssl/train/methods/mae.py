@@ -58,7 +58,7 @@ class MAE(MaskedImages):
             module.apply(vit.initialise)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def plan(self, sample_ids: Tensor, step: int) -> MaskPlan:
+    def plan(self, sample_ids: Tensor, step: int | Tensor) -> MaskPlan:
         """Patches removed at random, as many of each image."""
         return masking.random_masks(
             len(sample_ids),

@@ -77,7 +77,9 @@ class MLM(Method):
         self.head.apply(vit.initialise)
         self.bias = nn.Parameter(torch.zeros(self.pieces))
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The ids to read and those to predict, -100 where there is none; each [N, L]."""
         return mask_tokens(
             images,

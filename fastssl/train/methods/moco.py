@@ -79,7 +79,7 @@ class MoCo(Method):
         """What the key encoder follows: images to projections."""
         return nn.Sequential(self.backbone, self.projector)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""
         return self.augment(images, sample_ids=sample_ids, step=step)
 

@@ -67,14 +67,16 @@ class PatchOrder(Puzzle):
         self.classifier = nn.Linear(self.backbone.features, self.answers)
         self.augment = same_size_views(data, [recipe_for(data)], config)
 
-    def plan(self, sample_ids: Tensor, step: int) -> MaskPlan:
+    def plan(self, sample_ids: Tensor, step: int | Tensor) -> MaskPlan:
         """Which patches are seen, and in which order."""
         options = {"seed": self.config.seed, "step": step, "sample_ids": sample_ids}
         return masking.random_masks(
             len(sample_ids), self.backbone.grid, self.config.mask_ratio, **options
         )
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, MaskPlan]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, MaskPlan]:
         """A random view, float32 [N, C, H, W], and the plan of its patches."""
         (view,) = self.augment(images, sample_ids=sample_ids, step=step)
         return view, self.plan(sample_ids, step)

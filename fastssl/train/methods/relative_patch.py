@@ -66,7 +66,9 @@ class RelativePatch(Puzzle):
         self.classifier = networks.mlp(2 * self.backbone.features, config.hidden, self.answers)
         self.augment = same_size_views(data, [recipe_for(data)], config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Middle tile of a random view and a neighbour, [N, C, h, h] each, and labels int64 [N]."""
         drawn = {"step": step, "sample_ids": sample_ids}
         (view,) = self.augment(images, **drawn)

@@ -47,7 +47,9 @@ class Rotation(Puzzle):
         self.classifier = nn.Linear(self.backbone.features, self.answers)
         self.augment = same_size_views(data, [recipe_for(data)], config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def views(
+        self, images: Tensor, sample_ids: Tensor, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """A random view of each image turned four times, [4 N, C, H, W], and labels int64 [4 N]."""
         (view,) = self.augment(images, sample_ids=sample_ids, step=step)
         turned, labels = masking.rotate4(view)

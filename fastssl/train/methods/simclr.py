@@ -35,6 +35,11 @@ class SimCLRConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.cuda_graph and self.chunk_size is not None:
+            raise UsageError(
+                f"cuda_graph: cannot be combined with chunk_size ({self.chunk_size}), which puts "
+                f"random generators back on the host"
+            )
         images = self.batch_size // self.devices
         if self.chunk_size is not None and images > 1 == images % self.chunk_size:
             raise UsageError(
@@ -66,7 +71,7 @@ class SimCLR(Method):
             recipe = replace(recipe, scale=(config.crop_scale, 1.0))
         self.augment = same_size_views(data, [recipe] * 2, config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""
         return self.augment(images, sample_ids=sample_ids, step=step)
 

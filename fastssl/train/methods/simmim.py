@@ -43,7 +43,7 @@ class SimMIM(MaskedImages):
         self.head = nn.Linear(self.backbone.features, self.pixels)
         self.head.apply(vit.initialise)
 
-    def plan(self, sample_ids: Tensor, step: int) -> MaskPlan:
+    def plan(self, sample_ids: Tensor, step: int | Tensor) -> MaskPlan:
         """Squares of `cell` x `cell` patches removed at random, as many of each image."""
         return masking.simmim_masks(
             len(sample_ids),

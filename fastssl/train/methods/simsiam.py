@@ -49,7 +49,7 @@ class SimSiam(Method):
         self.predictor = networks.mlp(config.dim, config.bottleneck, config.dim)
         self.augment = same_size_views(data, [recipe_for(data)] * 2, config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """Two independent views, each float32 [N, C, H, W]."""
         return self.augment(images, sample_ids=sample_ids, step=step)
 

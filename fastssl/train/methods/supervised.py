@@ -53,7 +53,7 @@ class Supervised(Method):
         self.register_buffer("labels", data.train.labels, persistent=False)
         self.augment = same_size_views(data, [recipe_for(data)], config)
 
-    def views(self, images: Tensor, sample_ids: Tensor, step: int) -> list[Tensor]:
+    def views(self, images: Tensor, sample_ids: Tensor, step: int | Tensor) -> list[Tensor]:
         """One view, float32 [N, C, H, W], and the labels, int64 [N]."""
         return [*self.augment(images, sample_ids=sample_ids, step=step), self.labels[sample_ids]]
 
