@@ -44,7 +44,7 @@ lint: $(TOOLS) ## formatting, linting and the rules of the house
 	$(PYTEST) --noconftest tests/test_house.py || failed=1; \
 	[ -z "$$failed" ]
 
-gpu-check: ## build, test and measure on this machine's GPU with the packages it has
+gpu-check: ## build, test and measure on this machine's GPU; goes on where a call was cut off
 	@PYTHON=$(PYTHON) .ci/gpu-check
 
 format: $(TOOLS) ## what `make lint` can mend by itself

@@ -1,4 +1,4 @@
-"""Augmentation on a GPU: views a second beside what people use there; called by gpu_check.
+"""Augmentation on a GPU: views a second beside what people use there.
 
 A speed is reported after parity with the CPU in the same run. Draws are part of what is timed, for
 all alike.
@@ -6,19 +6,23 @@ all alike.
 
 import dataclasses
 import functools
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from benchmarks import augment_peers as peers
-from benchmarks.gpu_measure import contained, replayed
+from benchmarks.gpu_measure import OURS, Clock, Step, Target, compiler
 from fastssl import augment
 from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD, reference
 
+FAMILY = "augment"
+#: What a time depends on, ours and a peer's, beside what measures it.
+SOURCES = ("fastssl/augment.py", "fastssl/ops/augment", "csrc/augment", "csrc/common",
+           "CMakeLists.txt")  # fmt: skip
+PEER_SOURCES = ("benchmarks/augment_peers.py", "fastssl/ops/augment/reference.py")
 #: (recipe, side of the source image)
 RECIPES = {
     "SimCLR, 2 x 224": (augment.SimCLR, 256),
@@ -33,8 +37,9 @@ ORDER = [
     ("DINO, 2 x 224 + 8 x 96", 256), ("SimCLR, 2 x 32", 256), ("SimCLR, 2 x 96", 1024),
     ("SimCLR, 2 x 32", 64), ("SimCLR, 2 x 96", 64), ("DINO, 2 x 224 + 8 x 96", 1024),
 ]  # fmt: skip
-#: Views a second to aim at on an H200.
-AIMS = {("SimCLR, 2 x 224", 256): 600_000}
+#: Where peers are measured, too.
+MAIN = ORDER[:3]
+TARGETS = {("SimCLR, 2 x 224", 256): Target(0.85)}
 #: Images of a batch that the CPU makes the views of, too.
 COMPARED = 32
 DTYPE = torch.bfloat16
@@ -103,11 +108,11 @@ def compiled(aug: augment.Augment, x: torch.Tensor) -> Callable:
         for r in aug.recipes
     ]
 
-    @torch.compile(dynamic=False)
     def view(x, size, settings, *drawn):
         y = reference.augment(x, *drawn, size, settings, floats=False, pil=False)
         return ((y / 255 - mean) / std).to(DTYPE)
 
+    view = compiler()(view, dynamic=False)
     steps = iter(range(1 << 30))
 
     def call():
@@ -133,60 +138,50 @@ def kornia(aug: augment.Augment, x: torch.Tensor) -> Callable:
     return call
 
 
-IMPLEMENTATIONS = {"fastssl": ours, "kornia": kornia, "compiled": compiled, "eager": eager}
+IMPLEMENTATIONS = {OURS: ours, "kornia": kornia, "compiled": compiled, "eager": eager}
 
 
-def host_microseconds(call: Callable, calls: int = 20) -> float:
+def host_microseconds(call: Callable, clock: Clock, calls: int = 20) -> float:
     """Median time that a call keeps the host busy, while the device works behind it."""
-    torch.cuda.synchronize()
+    clock.wait()
     times = []
     for _ in range(calls):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    torch.cuda.synchronize()
+    clock.wait()
     return 1e6 * statistics.median(times)
 
 
-def measure(name: str, case: str, batch: int, device, milliseconds: Callable) -> dict:
+def measure(name: str, case: str, batch: int, clock: Clock, result: dict) -> None:
+    """One implementation of a recipe at one batch size."""
     recipe, side = RECIPES[case]
-    result = {}
-    with contained(result):
-        aug, x = recipe(), images(batch, side, device)
-        if name == "fastssl":
-            result["parity"] = parity(aug, x)
-        call = IMPLEMENTATIONS[name](aug, x)
-        views = batch * len(aug.recipes)
-        result["ms"], result["calls"] = milliseconds(call)
-        result["views_per_second"] = round(1e3 * views / result["ms"])
-        if name == "fastssl":
-            moved = x.nbytes + sum(view.nbytes for view in call())
-            result["gb_per_second"] = round(moved / result["ms"] / 1e6, 1)
-            result["host_us"] = round(host_microseconds(call), 1)
-            result["graph_ms"] = round(replayed(ours(aug, x), milliseconds), 4)
-            if aim := AIMS.get((case, batch)):
-                result["aim_views_per_second"] = aim
-                result["within_aim"] = result["views_per_second"] >= aim
-    return result
+    aug, x = recipe(), images(batch, side, clock.device)
+    if name == OURS:
+        result["parity"] = parity(aug, x)
+    call = IMPLEMENTATIONS[name](aug, x)
+    views = batch * len(aug.recipes)
+    median, result["calls"] = clock.milliseconds(call)
+    result["ms"] = round(median, 4)
+    result["views_per_second"] = round(1e3 * views / median)
+    if name == OURS:
+        moved = x.nbytes + sum(view.nbytes for view in call())
+        result["gb_per_second"] = round(moved / median / 1e6, 1)
+        result["host_us"] = round(host_microseconds(call, clock), 1)
+        result["graph_ms"] = round(clock.replayed(ours(aug, x)), 4)
 
 
-def run(
-    report: dict, save: Callable, deadline: float, milliseconds: Callable, device="cuda"
-) -> bool:
-    """Appends to report["augment"] until `deadline`; whether ours failed."""
-    report["augment"] = []
-    failed = False
-    for name in IMPLEMENTATIONS:  # ours at every size first: it is what a cut-off must not cost
-        for case, batch in ORDER:
-            # A compilation takes about so long; so does a slow baseline's call.
-            if deadline - time.monotonic() < {"fastssl": 5, "kornia": 10}.get(name, 40):
-                continue
-            result = measure(name, case, batch, device, milliseconds)
-            failed |= name == "fastssl" and "error" in result
-            entry = {"case": case, "batch": batch, "impl": name, **result}
-            report["augment"].append(entry)
-            save()
-            print(json.dumps(entry), flush=True)
-            if "missing" in result:
-                break
-    return failed
+def steps(order=ORDER, main=MAIN) -> Iterator[Step]:
+    """All that there is to measure, most important first."""
+    for case, batch in order:
+        for name in IMPLEMENTATIONS if (case, batch) in main else (OURS,):
+            yield Step(
+                FAMILY,
+                case,
+                {"batch": batch},
+                name,
+                functools.partial(measure, name, case, batch),
+                # A compilation takes about so long; so does a slow baseline's call.
+                {OURS: 6, "kornia": 10}.get(name, 40),
+                TARGETS.get((case, batch)) if name == OURS else None,
+            )

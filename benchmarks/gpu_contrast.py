@@ -1,14 +1,13 @@
-"""The contrastive family on a GPU: losses beside PyTorch's ways to them; called by gpu_check.
+"""The contrastive family on a GPU: losses beside PyTorch's ways to them.
 
-A time is reported after parity in the same run: with float64 up to EXACT_ROWS rows, with float32 in
-chunks beyond. The baselines are one function of a chunk of rows: all rows at once ("eager",
-"compiled"), or some at a time, computed again in the backward pass ("chunked", "chunked-compiled").
+A time is reported after parity in the same run: with float64 up to EXACT_ROWS rows; beyond, with
+float64 at that many rows and with float32 in chunks at the size itself. The baselines are one
+function of a chunk of rows: all rows at once ("eager", "compiled"), or some at a time, computed
+again in the backward pass ("chunked", "chunked-compiled").
 """
 
 import functools
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastssl
-from benchmarks.gpu_measure import contained, replayed
+from benchmarks.gpu_measure import OURS, Clock, Step, Target, assert_close, compiler
 
+FAMILY = "contrast"
+#: What a time depends on, ours and a peer's, beside what measures it.
+SOURCES = ("fastssl/ops/contrast", "fastssl/ops/nt_xent")
+PEER_SOURCES = ()
 CASES = ("info_nce", "siglip", "clip", "sup_con", "queue")
-IMPLEMENTATIONS = ("fastssl", "chunked-compiled", "chunked", "compiled", "eager")
+PEERS = ("chunked-compiled", "compiled", "chunked", "eager")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 #: Most important first.
 ORDER = [
@@ -30,6 +33,9 @@ ORDER = [
     )
     for case in CASES
 ]  # fmt: skip
+#: Where peers are measured, too.
+MAIN = [*ORDER[:5], ("siglip", 65536, 768, "bfloat16")]
+TARGETS = {("siglip", 65536, 768, "bfloat16"): Target(48.8)}
 #: The largest difference forgiven, relative to the largest value: loss and gradients.
 ALLOWED = {"bfloat16": 1e-2, "float32": 2e-5}
 EXACT_ROWS = 8192
@@ -127,7 +133,7 @@ def plain(leaves: list[Tensor], constant: Tensor | None, case: str, rows: int, f
 
 @functools.cache
 def compiled_form():
-    return torch.compile(chunk, dynamic=True), torch.compile(queue, dynamic=True)
+    return compiler()(chunk, dynamic=True), compiler()(queue, dynamic=True)
 
 
 def call_of(name: str, case: str, leaves: list[Tensor], constant: Tensor | None) -> Callable:
@@ -137,7 +143,8 @@ def call_of(name: str, case: str, leaves: list[Tensor], constant: Tensor | None)
     if name.startswith("chunked"):
         rows = max(128, ENTRIES // columns)
     form = compiled_form() if name.endswith("compiled") else (chunk, queue)
-    if name == "fastssl":
+    if name == OURS:
+        # On a GPU nothing but the GPU's shall be measured.
         impl = "triton" if leaves[0].is_cuda else "auto"
         loss = functools.partial(ours, case, leaves, constant, impl)
     else:
@@ -162,63 +169,57 @@ def parity(case: str, leaves: list[Tensor], constant: Tensor | None, found, dtyp
     if constant is not None and constant.is_floating_point():
         constant = constant.to(wide)
     truth = call_of("chunked", case, leaves, constant)()
-    worst = max(
-        ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-        for a, b in zip(found, truth, strict=True)
-    )
-    assert worst <= ALLOWED[dtype], f"differs by {worst:.3g}, allowed {ALLOWED[dtype]:.3g}"
-    return {"difference": worst, "against": str(wide).removeprefix("torch.")}
+    worst = assert_close(found, truth, ALLOWED[dtype])
+    return {"difference": worst, "against": str(wide).removeprefix("torch."), "rows": count}
 
 
 def flop(case: str, rows: int, depth: int) -> int:
     return PRODUCTS[case] * 2 * rows * (min(rows, QUERIES) if case == "queue" else rows) * depth
 
 
+def prepared(name: str, case: str, rows: int, depth: int, dtype: str, device):
+    """(leaves, constant, call) of a size."""
+    leaves = inputs(case, rows, depth, dtype, device)
+    constant = constants(case, rows, depth, dtype, device)
+    return leaves, constant, call_of(name, case, leaves, constant)
+
+
 def measure(
-    name: str, case: str, rows: int, depth: int, dtype: str, device, milliseconds: Callable
-) -> dict:
-    result = {}
-    with contained(result):
-        leaves = inputs(case, rows, depth, dtype, device)
-        constant = constants(case, rows, depth, dtype, device)
-        call = call_of(name, case, leaves, constant)
-        outcome = call()
-        if name == "fastssl":
-            result["parity"] = parity(case, leaves, constant, outcome, dtype)
-        del outcome
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        result["peak_mib"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-        median, count = milliseconds(call, budget=0.5)
-        result["ms"], result["calls"] = round(median, 4), count
-        result["tflops"] = round(flop(case, rows, depth) / median / 1e9, 1)
-        if name == "fastssl":
-            with torch.no_grad():
-                forward = functools.partial(ours, case, leaves, constant, "triton")
-                result["forward_ms"] = round(milliseconds(forward, budget=0.3)[0], 4)
-            result["graph_ms"] = round(replayed(call, milliseconds), 4)
-    return result
+    name: str, case: str, rows: int, depth: int, dtype: str, clock: Clock, result: dict
+) -> None:
+    """One implementation at one size: parity of ours, then time and peak memory."""
+    if name == OURS and rows > EXACT_ROWS:
+        leaves, constant, call = prepared(name, case, EXACT_ROWS, depth, dtype, clock.device)
+        result["exact_parity"] = parity(case, leaves, constant, call(), dtype)
+    leaves, constant, call = prepared(name, case, rows, depth, dtype, clock.device)
+    outcome = call()
+    if name == OURS:
+        result["parity"] = parity(case, leaves, constant, outcome, dtype)
+    del outcome
+    result["peak_mib"] = clock.peak_mib(call)
+    median, count = clock.milliseconds(call)
+    result["ms"], result["calls"] = round(median, 4), count
+    result["tflops"] = round(flop(case, rows, depth) / median / 1e9, 1)
+    if name == OURS:
+        with torch.no_grad():
+            forward = functools.partial(
+                ours, case, leaves, constant, "triton" if clock.gpu else "auto"
+            )
+            result["forward_ms"] = round(clock.milliseconds(forward, budget=0.3)[0], 4)
+        result["graph_ms"] = round(clock.replayed(call), 4)
 
 
-def run(
-    report: dict, save: Callable, deadline: float, milliseconds: Callable, device="cuda"
-) -> bool:
-    """Appends to report["contrast"] until `deadline`; whether ours failed."""
-    report["contrast"] = []
-    failed = False
-    for name in IMPLEMENTATIONS:  # ours at every size first: it is what a cut-off must not cost
-        for case, rows, depth, dtype in ORDER:
-            # An upper estimate at 20 TFLOP/s of what the calls take, beside a compilation.
-            needed = 15 * flop(case, rows, depth) / 2e13 + (15 if "compiled" in name else 3)
-            if deadline - time.monotonic() < needed:
-                continue
-            result = measure(name, case, rows, depth, dtype, device, milliseconds)
-            failed |= name == "fastssl" and "error" in result
-            entry = {"case": case, "rows": rows, "depth": depth, "dtype": dtype, "impl": name}
-            report["contrast"].append({**entry, **result})
-            save()
-            print(json.dumps(report["contrast"][-1]), flush=True)
-    return failed
+def steps(order=ORDER, main=MAIN) -> Iterator[Step]:
+    """All that there is to measure, most important first."""
+    for case, rows, depth, dtype in order:
+        for name in (OURS, *PEERS) if (case, rows, depth, dtype) in main else (OURS,):
+            yield Step(
+                FAMILY,
+                case,
+                {"rows": rows, "depth": depth, "dtype": dtype},
+                name,
+                functools.partial(measure, name, case, rows, depth, dtype),
+                # At 20 TFLOP/s, beside a compilation.
+                15 * flop(case, rows, depth) / 2e13 + (20 if "compiled" in name else 5),
+                TARGETS.get((case, rows, depth, dtype)) if name == OURS else None,
+            )

@@ -1,25 +1,28 @@
-"""MAE's bookkeeping on a GPU, ViT-B/16 at 224 x 224, beside PyTorch's way; called by gpu_check.
+"""MAE's bookkeeping on a GPU, ViT-B/16 at 224 x 224, beside PyTorch's way.
 
 A time is reported after parity in the same run: plans with the CPU's bits, values and gradients
 with the definition in float64. GB/s count the bytes that must move, and are set beside what a copy
 on the same card reaches.
 """
 
+import contextlib
 import functools
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_measure import contained, replayed
+from benchmarks.gpu_measure import OURS, Clock, Step, Target, assert_close, compiler, contained
 from fastssl import masking
 from fastssl.masking import MaskPlan
 from fastssl.ops.augment import IMAGENET_MEAN, IMAGENET_STD
 from fastssl.ops.patch import reference
 
+FAMILY = "patch"
+#: What a time depends on, ours and a peer's, beside what measures it.
+SOURCES = ("fastssl/masking.py", "fastssl/ops/patch", "csrc/patch", "csrc/common", "CMakeLists.txt")
+PEER_SOURCES = ("fastssl/ops/patch/reference*.py",)
 SIDE, PATCH, LENGTH, RATIO, WIDTH, DECODER = 224, 16, 196, 0.75, 768, 512
 NUMBERS = 3 * PATCH * PATCH
 KEEP = int(LENGTH * (1 - RATIO))
@@ -27,8 +30,9 @@ GRID = (SIDE // PATCH, SIDE // PATCH)
 MEAN, STD = list(IMAGENET_MEAN), list(IMAGENET_STD)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALLOWED = {"float32": 2e-5, "bfloat16": 2e-2}
-#: The share of the card's copy rate to aim at, and launches of all the bookkeeping.
-AIM_SHARE, AIM_LAUNCHES = 0.6, 5
+#: What to aim at: a share of the card's copy rate, and launches of all the bookkeeping.
+SHARE = Target(0.6, "share_of_copy", "of the copy rate", at_least=True, card=None)
+LAUNCHES = Target(5, "launches", "launches", card=None)
 CASES = ("loss", "decoder", "gather_patches", "gather_tokens", "plan")
 #: Most important first.
 ORDER = [
@@ -38,7 +42,9 @@ ORDER = [
     for case in CASES
     if case != "plan" or dtype == "float32"
 ]
-IMPLEMENTATIONS = ("fastssl", "compiled", "eager")
+#: Where peers are measured, too.
+MAIN = [o for o in ORDER if o[1] == 256 and (o[2] == "bfloat16" or o[0] == "plan")]
+PEERS = ("compiled", "eager")
 
 
 @dataclass
@@ -90,7 +96,7 @@ def noise_plan(batch: int, device) -> MaskPlan:
 
 def functions(name: str) -> dict[str, Callable]:
     """The cases' functions of tensors, from us or from reference.py."""
-    if name == "fastssl":
+    if name == OURS:
         loss = masking.masked_patch_loss
         return {
             "loss": lambda x, pred, plan: loss(x, pred, plan, PATCH, mean=MEAN, std=STD),
@@ -112,19 +118,19 @@ def functions(name: str) -> dict[str, Callable]:
         "gather_tokens": lambda x, plan, pos: reference.gather_tokens(x, plan, pos, prefix=1),
     }
     if name == "compiled":
-        return {case: torch.compile(f, dynamic=False) for case, f in made.items()}
+        return {case: compiler()(f, dynamic=False) for case, f in made.items()}
     return made
 
 
 def call_of(name: str, case: str, x: Inputs, dtype: torch.dtype) -> Callable:
     """The case's call, which returns all that it made, gradients included."""
     if case == "plan":
-        if name == "fastssl":
+        if name == OURS:
             return lambda: (
                 masking.random_masks(len(x.ids), GRID, RATIO, seed=1, sample_ids=x.ids).ids_restore
             )
         plan = functools.partial(noise_plan, len(x.ids), x.ids.device)
-        made = torch.compile(plan, dynamic=False) if name == "compiled" else plan
+        made = compiler()(plan, dynamic=False) if name == "compiled" else plan
         return lambda: made().ids_restore
     function = functions(name)[case]
 
@@ -178,96 +184,78 @@ def parity(case: str, x: Inputs, found, dtype: str) -> float:
         )
     )
     truth = call_of("eager", case, wide, torch.float64)()
-    worst = max(
-        ((a.double() - b).abs().max() / b.abs().max()).item()
-        for a, b in zip(found, truth, strict=True)
-    )
-    assert worst <= ALLOWED[dtype], f"differs by {worst:.3g}, allowed {ALLOWED[dtype]:.3g}"
-    return worst
+    return assert_close(found, truth, ALLOWED[dtype])
 
 
-def copy_rate(device, milliseconds: Callable) -> float:
-    """GB/s of a copy on the card, reads and writes counted."""
-    x = torch.empty(1 << 28, device=device)
+@functools.cache
+def copy_rate(clock: Clock, count: int = 1 << 28) -> float:
+    """GB/s of a copy on the device, reads and writes counted."""
+    x = torch.empty(count if clock.gpu else count >> 8, device=clock.device)
     y = torch.empty_like(x)
-    return 2 * x.nbytes / milliseconds(lambda: y.copy_(x), budget=0.5)[0] / 1e6
+    return 2 * x.nbytes / clock.milliseconds(lambda: y.copy_(x))[0] / 1e6
 
 
-def launches(device) -> dict:
+def count_launches(clock: Clock, result: dict) -> None:
     """Kernels of a step's bookkeeping, counted by the profiler."""
-    x = inputs(64, torch.float32, device)
+    x = inputs(64, torch.float32, clock.device)
     parts = {
         "plan": lambda: masking.random_masks(64, GRID, RATIO, seed=1, sample_ids=x.ids),
-        "gather_patches": call_of("fastssl", "gather_patches", x, torch.float32),
+        "gather_patches": call_of(OURS, "gather_patches", x, torch.float32),
         "decoder": lambda: masking.restore_tokens(
             x.visible.detach(), x.plan, x.token.detach(), x.decoder_pos, prefix=1
         ),
-        "loss": lambda: functions("fastssl")["loss"](x.images, x.pred, x.plan),
-        "decoder, backward too": call_of("fastssl", "decoder", x, torch.float32),
-        "loss, backward too": call_of("fastssl", "loss", x, torch.float32),
+        "loss": lambda: functions(OURS)["loss"](x.images, x.pred, x.plan),
+        "decoder, backward too": call_of(OURS, "decoder", x, torch.float32),
+        "loss, backward too": call_of(OURS, "loss", x, torch.float32),
     }
-    counts = {}
+    activity = ProfilerActivity.CUDA if clock.gpu else ProfilerActivity.CPU
+    counts = result["of_parts"] = {}
     for name, call in parts.items():
         call()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        clock.wait()
+        with profile(activities=[activity]) as profiled:
             call()
-            torch.cuda.synchronize()
+            clock.wait()
         counts[name] = sum(
             e.device_type == torch.autograd.DeviceType.CUDA and e.device_time > 0
             for e in profiled.events()
         )
-    counts["forward, all"] = sum(counts[n] for n in ("plan", "gather_patches", "decoder", "loss"))
-    counts["within_aim"] = counts["forward, all"] <= AIM_LAUNCHES
-    return counts
+    result["launches"] = sum(counts[n] for n in ("plan", "gather_patches", "decoder", "loss"))
 
 
-def measure(
-    name: str, case: str, batch: int, dtype: str, device, milliseconds: Callable, rate: float
-) -> dict:
-    result = {}
-    with contained(result):
-        x = inputs(batch, DTYPES[dtype], device)
-        call = call_of(name, case, x, DTYPES[dtype])
-        if name == "fastssl":
-            result["difference"] = parity(case, x, call(), dtype)
-        result["ms"], result["calls"] = milliseconds(call, budget=0.5)
-        # Nothing in the card's cache: in training, other things have been there since.
-        flush = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-        with contained(result):  # a baseline that cannot be captured loses only this
-            result["graph_ms"] = replayed(call, milliseconds, budget=0.3, before=flush.zero_)
-        if name == "fastssl" and "graph_ms" in result:
-            moved = bytes_of(case, batch, torch.finfo(DTYPES[dtype]).bits // 8)
-            result["gb_per_second"] = round(moved / result["graph_ms"] / 1e6, 1)
-            result["share_of_copy"] = round(result["gb_per_second"] / rate, 3)
-            if case != "plan":  # less than a megabyte: a launch takes longer
-                result["within_aim"] = result["share_of_copy"] >= AIM_SHARE
-        result = {k: round(v, 4) if k.endswith("ms") else v for k, v in result.items()}
-    return result
+def measure(name: str, case: str, batch: int, dtype: str, clock: Clock, result: dict) -> None:
+    """One implementation of a case: called one after the other, and captured with cold caches."""
+    x = inputs(batch, DTYPES[dtype], clock.device)
+    call = call_of(name, case, x, DTYPES[dtype])
+    if name == OURS:
+        result["difference"] = parity(case, x, call(), dtype)
+    median, result["calls"] = clock.milliseconds(call)
+    result["ms"] = round(median, 4)
+    # Nothing in the card's cache: in training, other things have been there since.
+    flush = torch.empty(1 << (28 if clock.gpu else 10), dtype=torch.uint8, device=clock.device)
+    failure = {}  # a baseline that cannot be captured loses only this
+    with contextlib.nullcontext() if name == OURS else contained(failure):
+        captured = clock.replayed(call, budget=0.3, before=flush.zero_)
+        result["graph_ms"] = round(captured, 4)
+    if failure:
+        result["not_captured"] = failure["error"]
+    if name == OURS:
+        moved = bytes_of(case, batch, torch.finfo(DTYPES[dtype]).bits // 8)
+        result["gb_per_second"] = round(moved / captured / 1e6, 1)
+        result["copy_gb_per_second"] = round(copy_rate(clock), 1)
+        result["share_of_copy"] = round(moved / captured / 1e6 / copy_rate(clock), 3)
 
 
-def run(
-    report: dict, save: Callable, deadline: float, milliseconds: Callable, device="cuda"
-) -> bool:
-    """Appends to report["patch"] until `deadline`; whether ours failed."""
-    report["patch"] = []
-    rate = copy_rate(device, milliseconds)
-    report["copy_gb_per_second"] = round(rate, 1)
-    failed = False
-    try:
-        report["patch_launches"] = launches(device)
-        print(json.dumps(report["patch_launches"]), flush=True)
-    except Exception as error:  # a profiler that cannot run shall not cost the rest
-        report["patch_launches"] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-    for name in IMPLEMENTATIONS:  # ours first: it is what a cut-off must not cost
-        for case, batch, dtype in ORDER:
+def steps(order=ORDER, main=MAIN) -> Iterator[Step]:
+    """All that there is to measure, most important first."""
+    for case, batch, dtype in order:
+        size = {"batch": batch, "dtype": dtype}
+        # A plan is less than a megabyte: a launch takes longer.
+        aimed = (case, batch, dtype) in main and case != "plan"
+        for name in (OURS, *PEERS) if (case, batch, dtype) in main else (OURS,):
+            run = functools.partial(measure, name, case, batch, dtype)
             # A compilation takes about so long.
-            if deadline - time.monotonic() < {"fastssl": 2, "eager": 2}.get(name, 15):
-                continue
-            result = measure(name, case, batch, dtype, device, milliseconds, rate)
-            failed |= name == "fastssl" and "error" in result
-            entry = {"case": case, "batch": batch, "dtype": dtype, "impl": name, **result}
-            report["patch"].append(entry)
-            save()
-            print(json.dumps(entry), flush=True)
-    return failed
+            seconds = 20 if name == "compiled" else 4
+            target = SHARE if aimed and name == OURS else None
+            yield Step(FAMILY, case, size, name, run, seconds, target)
+    yield Step(FAMILY, "launches", {"batch": 64}, OURS, count_launches, 10, LAUNCHES)
