@@ -4,6 +4,7 @@ Nothing fails here when a native library is missing or does not load: the reason
 info` prints it, and an implementation that is asked for by name and missing raises.
 """
 
+import functools
 import os
 import warnings
 from importlib import import_module
@@ -50,6 +51,38 @@ if "cpu" in _required and cpu_error:
     raise ImportError(f"FASTSSL_REQUIRE asks for the CPU library: {cpu_error}")
 if "cuda" in _required and cuda_error:
     raise ImportError(f"FASTSSL_REQUIRE asks for the CUDA library: {cuda_error}")
+
+
+def raw(name: str):
+    """The raw operator torch.ops.fastssl.<name>, which says it where a GPU has no memory left.
+
+    Torch's stable interface makes a plain RuntimeError of whatever fails below it; those who catch
+    torch.OutOfMemoryError, to go on with less, would not see it.
+    """
+    operator = getattr(torch.ops.fastssl, name)
+    return operator if torch.compiler.is_compiling() else _telling(operator)
+
+
+@functools.cache
+def _telling(operator):
+    def call(*arguments):
+        try:
+            return operator(*arguments)
+        except RuntimeError as error:
+            if not lacks_memory(error) or not any(_on_gpu(x) for x in arguments):
+                raise
+            raise torch.OutOfMemoryError(f"{operator}: no memory: {error}") from error
+
+    return call
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a native operator failed where it asked for memory."""
+    return '"aten::new_empty"' in str(error) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _on_gpu(x) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_cuda
 
 
 def register_triton(op: str) -> None:

@@ -160,15 +160,15 @@ class Augment(nn.Module):
         norm = normalization(self.mean, self.std, batch.channels, self.dtype)
         like = (self.dtype, self.memory_format, batch.images)
         views = outputs(out, self._settings.sizes, batch.size, batch.channels, *like)
+        counted = packed is None and step is None
         if packed is None:
-            counted = step is None
             if counted:
                 here = self.calls.device == batch.images.device
                 step = self.calls if here else int(self.calls)
             packed = _ops.raw_draw(batch, self._numbers, self.seed, step, sample_ids, self.impl)
-            if counted:
-                self.calls.add_(1)
         _ops.raw_apply(batch, packed, self._settings, norm, views, self.impl)
+        if counted:  # last: there may be no memory for the views
+            self.calls.add_(1)
         if not return_params:
             return views
         return views, AugmentParams.unpack(*packed) if params is None else params

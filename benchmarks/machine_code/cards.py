@@ -99,6 +99,7 @@ _PER_CLOCK_80 = {
     "rsqrt": 16,
     "bits": 16,  # population count, leading zeros
     "convert": 16,
+    "convert_to_integer": 16,
     "convert_small": 64,  # from 8 and 16 to 32 bits, integers
     "convert_64": 16,
     "shuffle": 32,

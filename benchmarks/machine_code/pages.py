@@ -2,6 +2,7 @@
 
 import re
 
+from benchmarks.machine_code import published
 from benchmarks.machine_code.cards import CARDS, SOURCES
 from benchmarks.machine_code.passes import MATRIX
 from benchmarks.machine_code.record import FAMILIES
@@ -134,6 +135,8 @@ def updated(text: str, model: dict) -> str:
     compiled = f"Triton {model['triton']}, nvcc {model['nvcc'] or 'none'}."
     text = with_section(text, "calls", [*calls_table(model, FAMILIES), "", compiled])
     text = with_section(text, "cards", cards_table())
-    for family in FAMILIES:
+    known = [row for row in model["launches"] if row["family"] == "known"]
+    text = with_section(text, "known", [published.table(known)])
+    for family in (name for name in FAMILIES if name != "known"):
         text = with_section(text, f"launches {family}", launches_table(model, family))
     return text

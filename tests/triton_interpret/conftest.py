@@ -41,6 +41,7 @@ def pytest_collection_modifyitems(items):
     if reason:
         for item in here:
             item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: item.path.name == "test_listed.py")  # it looks back at the others
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,4 +71,31 @@ def bfloat16_as_hardware_does():
         patch.setattr(Builder, "cast_impl", rounded_cast)
         patch.setattr(Builder, "create_fp_trunc", rounded_cast)
         patch.setattr(Builder, "create_dot", widened_dot)
+        yield
+
+
+_executed: dict[tuple[str, str], set[str]] = {}
+
+
+@pytest.fixture
+def executed():
+    """Names of the kernels that each test, (file, function), has executed so far."""
+    return _executed
+
+
+@pytest.fixture(autouse=True)
+def noted(request):
+    """Notes the kernels that a test executes."""
+    from triton.runtime.interpreter import GridExecutor
+
+    file = request.path.relative_to(Path(__file__).parents[2])
+    names = _executed.setdefault((str(file), request.node.originalname), set())
+    call = GridExecutor.__call__
+
+    def noting(self, *arguments, **named):
+        names.add(self.fn.__name__)
+        return call(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GridExecutor, "__call__", noting)
         yield

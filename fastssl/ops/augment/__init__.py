@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastssl import _dispatch
+from fastssl._library import raw
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.augment import images as _images
 from fastssl.ops.augment import reference, reference_draw, schema  # noqa: F401 (registers both)
@@ -155,7 +156,7 @@ def raw_draw(batch, numbers: list[float], seed: int, step, sample_ids, impl: str
     counter, value = checked_step(step, images.device, "x")
     sample_ids = checked_ids(sample_ids, size, images.device)
     chosen = _dispatch.choose("augment", impl, images.device)
-    function = reference_draw.draw if chosen == "reference" else torch.ops.fastssl.augment_draw
+    function = reference_draw.draw if chosen == "reference" else raw("augment_draw")
     views = len(numbers) // reference_draw.NUMBERS
     sides = (batch.shapes, batch.height, batch.width)
     return function(sample_ids, *sides, counter, value, seed, numbers, views)
@@ -164,7 +165,7 @@ def raw_draw(batch, numbers: list[float], seed: int, step, sample_ids, impl: str
 def raw_apply(batch, packed: tuple, settings: Settings, norm, views: list, impl: str) -> list:
     """What `apply` does, in the raw operator's tensors."""
     chosen = _dispatch.choose("augment", impl, batch.images.device)
-    function = reference.apply if chosen == "reference" else torch.ops.fastssl.augment_apply
+    function = reference.apply if chosen == "reference" else raw("augment_apply")
     numbers, semantics = list(settings.numbers), settings.semantics
     function(batch.images, batch.shapes, *packed, numbers, *norm, semantics, views)
     return views

@@ -125,11 +125,11 @@ class Problem:
         )
         return inverse
 
-    def tiles(self, kind: int, both: bool = False) -> Tiles:
+    def tiles(self, kind: int, other: bool = False) -> Tiles:
         """The tiles of a kind of sums, or of its gradient."""
         side, window = self.left, self.left.window is not None or self.right.window is not None
         architecture = architecture_of(side.x)
-        return family_tiles(architecture, side.parts, side.depth, kind, both, window)
+        return family_tiles(architecture, side.parts, side.depth, kind, other, window)
 
     @functools.cached_property
     def processors(self) -> int:

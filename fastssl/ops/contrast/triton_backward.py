@@ -23,7 +23,7 @@ from fastssl.ops.contrast.triton_pairs import (
     split_pairs,
     window_of,
 )
-from fastssl.ops.nt_xent.triton_backward import add_product, low_part
+from fastssl.ops.nt_xent.triton_backward import add_product, low_part, tile_of
 from fastssl.ops.nt_xent.triton_forward import dot_transposed, load_block, long_product, rows_of
 from fastssl.ops.nt_xent.triton_rows import NEVER
 
@@ -37,6 +37,7 @@ def _vectors(pointer, i, padded, PRESENT: tl.constexpr, KIND: tl.constexpr, BOUN
     positive_weight = weight
     positive_base = weight
     if PRESENT:
+        padded = padded.to(tl.int64)
         weight = tl.load(pointer + i)
         if KIND != SIGMOID and not BOUNDED:
             base = tl.load(pointer + padded + i)
@@ -248,10 +249,11 @@ def write_pair_weights(
     BOUNDED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, c): one tile of A's rows from `chunk`; out [PARTS, chunk_rows, right_padded]."""
-    offset_i = tl.program_id(0) * BLOCK_M
+    """One tile of A's rows from `chunk`; out [PARTS, chunk_rows, right_padded]."""
+    block_i, block_j = tile_of(chunk, chunk_rows, left_padded, BLOCK_M)
+    offset_i = block_i * BLOCK_M
     first_i = chunk + offset_i
-    first_j = tl.program_id(1) * BLOCK_N
+    first_j = block_j * BLOCK_N
     i = first_i + tl.arange(0, BLOCK_M)
     j = first_j + tl.arange(0, BLOCK_N)
     log_scale = log_scale_of(scale, factor, LEARNED)
@@ -277,5 +279,5 @@ def write_pair_weights(
         tl.store(to + chunk_rows.to(tl.int64) * right_padded, low_part(weight, high))
     if BIASED:
         sums = tl.sum(weight * tl.load(other + right_padded + j)[None, :], 1)
-        where = first_i // BLOCK_M * tl.num_programs(1) + tl.program_id(1)
+        where = (first_i // BLOCK_M).to(tl.int64) * (right_padded // BLOCK_N) + block_j
         tl.store(block_sums + where, tl.sum(tl.where(i < rows, sums, 0.0), 0))

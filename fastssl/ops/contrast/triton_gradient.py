@@ -70,8 +70,7 @@ class Gradient:
         """sum_j A_ij right_j [splits, padded, depth], and programs' sums of G for the bias."""
         problem = self.problem
         left, right = problem.left, problem.right
-        both = self.own is not None and self.other is not None
-        tiles = problem.tiles(problem.p.kind, both)
+        tiles = problem.tiles(problem.p.kind, self.other is not None)
         pointer = problem.pointer
         own, other = self.weighed()
         arguments = (
@@ -106,7 +105,7 @@ class Gradient:
         of_bias = problem.empty(left.padded // weigh.rows * across)
         for chunk in range(0, left.padded, step):
             count = min(step, left.padded - chunk)
-            triton_backward.write_pair_weights[(count // weigh.rows, across)](
+            triton_backward.write_pair_weights[(count // weigh.rows * across,)](
                 *arguments, weights, of_bias, left.rows, right.rows, left.padded, right.padded,
                 chunk, step, **options, **weigh.arguments(),
             )  # fmt: skip

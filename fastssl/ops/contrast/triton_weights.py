@@ -120,6 +120,7 @@ def _store_side(
     BOUNDED: tl.constexpr,
 ):  # fmt: skip
     mask = row < padded
+    padded = padded.to(tl.int64)
     weight, n, constant, positive_weight, p, _ = _side(statistics, gradient, row, live, rows, KIND)
     to = out + row
     if KIND == SIGMOID:

@@ -32,8 +32,9 @@ def margins_window(x, y, scale, normalize, false_negative, hard_negative) -> Ten
         high = positive + (torch.inf if false_negative is None else false_negative)
         edges = torch.stack([low, high]) * scale
         # Turned round by a negative scale. A window that was empty stays so.
-        turned = torch.as_tensor(scale, device=edges.device) < 0
-        return torch.where(turned, edges.flip(0), edges)
+        if isinstance(scale, Tensor):
+            return torch.where((scale < 0).to(edges.device), edges.flip(0), edges)
+        return edges.flip(0) if scale < 0 else edges
 
 
 def view_statistics(

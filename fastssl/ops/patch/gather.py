@@ -8,6 +8,7 @@ from torch import Tensor
 from fastssl import _dispatch
 from fastssl._autograd import applied
 from fastssl._checks import FLOATING
+from fastssl._library import raw
 from fastssl.ops.patch import reference, schema
 from fastssl.ops.patch.checks import (
     checked_images,
@@ -74,7 +75,7 @@ def gather_patches(
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(images, shuffle, restore, lengths, keep, patch, mean, std, order, dtype):
-        return torch.ops.fastssl.patch_gather(
+        return raw("patch_gather")(
             images, shuffle, restore, lengths, keep, patch, mean, std, order, dtype
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastssl import _dispatch
 from fastssl._autograd import applied
 from fastssl._checks import checked_bool, checked_floating
+from fastssl._library import raw
 from fastssl.ops.patch import reference
 from fastssl.ops.patch.checks import (
     checked_images,
@@ -111,7 +112,7 @@ def masked_patch_loss(
     numbers = (norm_pix, KINDS.index(kind), STATISTICS.index(statistics), index)
     options = (patch, mean, std, *numbers)
     if not of_pred:
-        return torch.ops.fastssl.patch_loss(images, pred, *parts, *options, 0.0)[0]
+        return raw("patch_loss")(images, pred, *parts, *options, 0.0)[0]
     return _loss(pred, images, *parts, *options, _scale(pred, removed))[0]
 
 
@@ -130,7 +131,7 @@ def _scale(pred: Tensor, removed: int) -> float:
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(pred, images, *options):
-        return torch.ops.fastssl.patch_loss(images, pred, *options)
+        return raw("patch_loss")(images, pred, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -165,8 +166,8 @@ class _Loss(torch.autograd.Function):
         if gradient is None:  # used up by an earlier backward, which scaled it in place
             _check_version(ctx)
             arguments = (ctx.data[0], pred, *ctx.data[1:], ctx.keep, *ctx.options)
-            gradient = torch.ops.fastssl.patch_loss(*arguments)[1]
-        torch.ops.fastssl.patch_scale_(gradient, by)
+            gradient = raw("patch_loss")(*arguments)[1]
+        raw("patch_scale_")(gradient, by)
         return gradient, *nothing
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._checks import checked_integer
+from fastssl._library import raw
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_pretext, schema_pretext  # noqa: F401 (registers)
 
@@ -83,7 +84,7 @@ def mask_tokens(
     sample_ids = checked_ids(sample_ids, ids.shape[0], ids.device)
     chosen = _dispatch.choose("patch", impl, ids.device)
     reference = chosen == "reference"
-    run = reference_pretext.mask_tokens if reference else torch.ops.fastssl.patch_mask_tokens
+    run = reference_pretext.mask_tokens if reference else raw("patch_mask_tokens")
     special = None if special_mask is None else special_mask.contiguous()
     numbers = (counter, value, checked_seed(seed), mask_id, vocab_size)
     return run(ids.contiguous(), special, sample_ids, *numbers, [float(s) for s in shares])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._checks import checked_integer, checked_number
+from fastssl._library import raw
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_plans, schema_plans  # noqa: F401 (registers)
 
@@ -29,8 +30,8 @@ class Counters:
 
     def draw(self, name: str, before: tuple, *after) -> tuple[Tensor, ...]:
         """The operator patch_`name`; `before` and `after` are its arguments around the step."""
-        raw = getattr(torch.ops.fastssl, f"patch_{name}")
-        function = raw if self.native else getattr(reference_plans, name)
+        operator = raw(f"patch_{name}")
+        function = operator if self.native else getattr(reference_plans, name)
         counters = (self.step, self.step_value, self.seed)
         return function(self.sample_ids, *before, *counters, *after)
 

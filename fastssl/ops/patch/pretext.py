@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastssl import _dispatch
 from fastssl._checks import checked_integer
+from fastssl._library import raw
 from fastssl._random import checked_ids, checked_seed, checked_step
 from fastssl.ops.patch import reference_pretext, schema_pretext  # noqa: F401 (registers)
 from fastssl.ops.patch.reference_pretext import JIGSAW, RELATIVE, ROTATE
@@ -188,7 +189,7 @@ def _words(images: Tensor, task: int, blocks: int, seed, step, sample_ids) -> Te
     checked_seed(seed)
     counters = checked_step(step, images.device, "images")
     sample_ids = checked_ids(sample_ids, images.shape[0], images.device)
-    return torch.ops.fastssl.patch_words(sample_ids, *counters, seed, task, blocks)
+    return raw("patch_words")(sample_ids, *counters, seed, task, blocks)
 
 
 def _tiles(images: Tensor, corners: Tensor, height: int, width: int, impl: str) -> Tensor:
@@ -199,7 +200,7 @@ def _tiles(images: Tensor, corners: Tensor, height: int, width: int, impl: str) 
                 f"impl={impl!r} has no gradient for images, which require one; 'reference' has"
             )
         chosen = "reference"
-    run = reference_pretext.tiles if chosen == "reference" else torch.ops.fastssl.patch_tiles
+    run = reference_pretext.tiles if chosen == "reference" else raw("patch_tiles")
     return run(images, corners.int(), height, width)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastssl import _dispatch
 from fastssl._autograd import applied
 from fastssl._checks import checked_floating
+from fastssl._library import raw
 from fastssl.ops.patch import reference, schema
 from fastssl.ops.patch.checks import (
     checked_plan,
@@ -120,9 +121,7 @@ def restore_tokens(
 class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(x, pos, shuffle, restore, lengths, keep, prefix):
-        return torch.ops.fastssl.patch_gather_tokens(
-            x, pos, shuffle, restore, lengths, keep, prefix
-        )
+        return raw("patch_gather_tokens")(x, pos, shuffle, restore, lengths, keep, prefix)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -141,7 +140,7 @@ class _GatherTokens(torch.autograd.Function):
 class _RestoreTokens(torch.autograd.Function):
     @staticmethod
     def forward(visible, token, pos, shuffle, restore, lengths, keep, prefix, dtype):
-        return torch.ops.fastssl.patch_restore_tokens(
+        return raw("patch_restore_tokens")(
             visible, token, pos, shuffle, restore, lengths, keep, prefix, dtype
         )
 
@@ -166,7 +165,7 @@ class _RestoreTokens(torch.autograd.Function):
 class _SumRemoved(torch.autograd.Function):
     @staticmethod
     def forward(x, shuffle, restore, lengths, keep, prefix):
-        return torch.ops.fastssl.patch_sum_removed(x, shuffle, restore, lengths, keep, prefix)
+        return raw("patch_sum_removed")(x, shuffle, restore, lengths, keep, prefix)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
