@@ -1,65 +1,71 @@
 """Times other tiles of NT-Xent's Triton kernels on this GPU: `python -m benchmarks.nt_xent_tiles`.
 
-The launcher's table was chosen from compiled resources alone; this says what a GPU thinks of it.
-Every tile's results are compared with those of the launcher's own.
+The launcher's table was chosen from predictions, which benchmarks/results/nt_xent_sweep.json lists;
+this says what a GPU thinks of the best of them. Every tile's results are compared with those of the
+launcher's own.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import torch
 
-from benchmarks.gpu_check import TEMPERATURE, difference, views, with_gradients
-from benchmarks.gpu_measure import milliseconds
-from fastssl.ops.nt_xent import nt_xent, triton, triton_tiles
-from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles
+from benchmarks.gpu_measure import difference, milliseconds
+from benchmarks.gpu_nt_xent import TEMPERATURE, views, with_gradients
+from benchmarks.machine_code.sweep import best, load, tile_of
+from fastssl.ops.nt_xent import nt_xent, triton
+from fastssl.ops.nt_xent.triton_tiles import Tiles, own_tiles, padded_depth
 
-#: Rows, columns, warps, stages, resident programs; the depth is the problem's.
-CANDIDATES = {
-    "forward": [
-        (128, 64, 8, 3, 2), (128, 64, 8, 2, 2), (128, 128, 8, 2, 1), (128, 128, 8, 3, 1),
-        (128, 128, 4, 2, 2), (64, 128, 4, 2, 2), (128, 256, 8, 2, 1),
-    ],
-    "backward": [
-        (128, 128, 8, 2, 1), (128, 128, 8, 3, 1), (128, 64, 8, 3, 1), (128, 64, 8, 2, 1),
-        (64, 64, 4, 3, 2), (64, 64, 4, 2, 2), (64, 128, 4, 2, 2), (128, 64, 4, 3, 2),
-    ],
-}  # fmt: skip
+
+def tuning_set(architecture: int, parts: int, depth: int, count: int) -> list[tuple[str, dict]]:
+    """The candidates of each kernel that are worth a measurement, best first."""
+    found: dict[str, list[dict]] = {}
+    for line in load():
+        if (line["arch"], line["parts"], line["depth"]) == (architecture, parts, depth):
+            found.setdefault(line["kernel"], []).append(line)
+    return [(name, line) for name, lines in found.items() for line in best(lines, count)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=65536)
-    parser.add_argument("--depth", type=int, default=128, help="at most 256, float32 128")
+    parser.add_argument("--depth", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--count", type=int, default=4, help="tiles of each kernel")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("no NVIDIA GPU: nothing to measure", file=sys.stderr)
         return 1
     z0, z1 = views(arguments.rows, arguments.depth, arguments.dtype)
-    run = with_gradients(nt_xent)
+    architecture = triton.architecture_of(z0)
+    parts, depth = 2 if arguments.dtype == "float32" else 1, padded_depth(arguments.depth)
+    own, run = own_tiles(architecture, parts, depth), with_gradients(nt_xent)
     expected = run(z0, z1)
-    depth = triton_tiles.padded_depth(arguments.depth)
-    own = triton_tiles.tiles_for(90, 2 if arguments.dtype == "float32" else 1, depth)
-    if own.backward is None:
-        parser.error(f"--depth: {depth} goes through memory")
-    for kernel, candidates in CANDIDATES.items():
-        for rows, columns, warps, stages, resident in candidates:
-            tile = Tile(rows, columns, depth, warps, stages, resident)
-            tiles = {"forward": own.forward, "backward": own.backward, kernel: tile}
-            triton.tiles_for = lambda *_, tiles=tiles: Tiles(**tiles)
-            entry = {"kernel": kernel, "tile": [rows, columns, warps, stages, resident]}
-            try:
-                assert difference(run(z0, z1), expected) < 1e-2
-                both = milliseconds(lambda: run(z0, z1), budget=1)[0]
-                forward = milliseconds(
-                    lambda: nt_xent(z0.detach(), z1.detach(), TEMPERATURE), budget=0.5
-                )[0]
-                entry |= {"ms": round(both, 3), "forward_ms": round(forward, 3)}
-            except Exception as error:  # a tile that does not fit shall not cost the rest
-                entry["error"] = f"{type(error).__name__}: {str(error)[:200]}"
-            print(json.dumps(entry), flush=True)
+
+    def measured(name: str, tiles: Tiles) -> dict:
+        # Without a bound the other forward kernel runs; a tensor as temperature has none.
+        t = torch.tensor(TEMPERATURE, device=z0.device) if name == "forward" else TEMPERATURE
+        with mock.patch.object(triton, "own_tiles", lambda *_: tiles):
+            off = difference(run(z0, z1), expected)
+            assert off < 1e-2, f"differs by {off:.2g}"
+            both = milliseconds(lambda: run(z0, z1), budget=1)[0]
+            forward = milliseconds(lambda: nt_xent(z0.detach(), z1.detach(), t), budget=0.5)[0]
+        return {"ms": round(both, 3), "forward_ms": round(forward, 3)}
+
+    tried = [(name, own, {"tile": "the launcher's"}) for name in ("triangle", "forward")]
+    for name, line in tuning_set(architecture, parts, depth, arguments.count):
+        shown = {"tile": line["tile"], "clocks": line["clocks"]}
+        tried.append((name, replace(own, **{name: tile_of(line)}), shown))
+    for name, tiles, shown in tried:
+        entry = {"kernel": name, **shown}
+        try:
+            entry |= measured(name, tiles)
+        except Exception as error:  # a tile that does not fit shall not cost the rest
+            entry["error"] = f"{type(error).__name__}: {str(error)[:200]}"
+        print(json.dumps(entry), flush=True)
     return 0
 
 

@@ -10,6 +10,8 @@ from benchmarks.machine_code.cards import CARDS
 
 #: Families whose launches are caught from their launchers.
 CAUGHT = {"nt_xent": launches_nt_xent, "contrast": launches_contrast}
+#: Modules that describe the others.
+_MODULES = {"augment": "augment", "patch": "patch", "known": "published"}
 #: The cards whose figures are kept; H100 and H200 differ in memory alone.
 SHOWN = ("A100", "H100", "H200")
 
@@ -41,7 +43,7 @@ def predicted(family: str) -> dict[str, list[dict]]:
                 found["launches"] += launches
                 found["calls"].append(whole)
         else:
-            module = importlib.import_module(f"benchmarks.machine_code.{family}")
+            module = importlib.import_module(f"benchmarks.machine_code.{_MODULES[family]}")
             found["launches"] += module.launches(card)
             if hasattr(module, "calls"):
                 found["calls"] += module.calls(card)

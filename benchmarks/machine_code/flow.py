@@ -51,7 +51,7 @@ class Flow:
             if _jumps(x) or x.name in ("BRX", *_ENDS):
                 starts.add(i + 1)
         order = sorted(s for s in starts if s < len(self.code))
-        ends = [*order[1:], len(self.code)]
+        ends = [*order[1:], len(self.code)] if order else []
         self.blocks = [range(a, b) for a, b in zip(order, ends, strict=True)]
         block_at = {a: i for i, a in enumerate(order)}
         self.callable = {label: block_at[i] for label, i in at.items() if i in block_at}
@@ -66,7 +66,7 @@ class Flow:
             elif last.name in _ENDS and not last.predicate:
                 after = []
             self.next.append(list(dict.fromkeys(after)))
-        self.loops = self._nested(self._loops())
+        self.loops = self._nested(self._loops()) if self.code else []
 
     def reached(self, start: int = 0) -> list[int]:
         """Blocks that can be reached, in reverse postorder."""

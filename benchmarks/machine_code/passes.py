@@ -9,6 +9,7 @@ from benchmarks.machine_code.flow import Loop
 from benchmarks.machine_code.launched import Launched
 from benchmarks.machine_code.predict import Kernel, has_tensor
 from benchmarks.machine_code.record import Work
+from fastssl.ops.nt_xent.triton_rows import AT_ONCE
 from fastssl.ops.nt_xent.triton_tiles import Tile, most_tiles
 
 #: Numbers that a kernel may read from device memory; elsewhere any pointer stands in.
@@ -137,7 +138,7 @@ _KERNELS: dict[str, Callable[[Launched, Kernel], Passes]] = {
     "partner_products": _rows,
     "finish_gradient": _rows,
     "finish_pairs": _rows,
-    "finish_rows": _over(lambda x: x["splits"]),
+    "finish_rows": _over(lambda x: _ceil(x["splits"], AT_ONCE.value)),
     "finish_statistics": _over(lambda x: x["splits"]),
     "finish_metrics": _over(lambda x: x["splits"]),
     "weigh_rows": _over(lambda x: _ceil(x["padded"], x["BLOCK"])),

@@ -22,8 +22,8 @@ void run(const Batch& batch, HostStage* stage, char* scratch) {
       char* share =
           reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
       stage->run([&](const HostTeam& team) {
-        run_group<semantics, Source>(team, batch, group, i / teams, int32_t(i % teams), share,
-                                     scratch, [] {});
+        run_group<semantics, Source>(team, batch, group, int32_t(i / teams), int32_t(i % teams),
+                                     share, scratch, [] {});
       });
     }
   }

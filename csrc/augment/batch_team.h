@@ -83,45 +83,79 @@ namespace {
 struct Desk {
   Job job;
   Steps steps;
+  Room room;
+  char *view, *work;  // of a view in scratch memory
   int64_t partial[kBlockThreads / 32];
 };
 constexpr int64_t kDeskBytes = (sizeof(Desk) + 15) / 16 * 16;
 
-// Makes what falls to team `member` of block `block` of a group. `shared` is the team's share of
-// the block's shared memory. `fail` is called where a job cannot be done.
+// A view in scratch memory, and maybe what its stages work in. Compiled on its own: addresses that
+// can only be in shared memory are half as long, and quicker.
+template <Semantics semantics, class Source, class Team>
+FASTSSL_COLD void make_far_view(Team team, const Desk& desk) {
+  using Sample = typename Rules<semantics>::Sample;
+  const Memory<Sample> memory{reinterpret_cast<Sample*>(desk.view),
+                              reinterpret_cast<uint32_t*>(desk.work)};
+  make_view<semantics, Source>(team, desk.job, desk.steps, desk.room, memory);
+}
+
+template <Semantics semantics, class Source, class Team>
+FASTSSL_TEAM void make_near_view(const Team& team, const Desk& desk, char* view, char* work) {
+  using Sample = typename Rules<semantics>::Sample;
+  const Memory<Sample> memory{reinterpret_cast<Sample*>(view), reinterpret_cast<uint32_t*>(work)};
+  make_view<semantics, Source>(team, desk.job, desk.steps, desk.room, memory);
+}
+
+// Puts job `i` of a group on the desk. `fail` is called where it cannot be done.
+template <class Fail>
+FASTSSL_COLD void read_job(const Batch& batch, const Group& group, int64_t i, Desk* desk,
+                           const Fail& fail) {
+  // Views of an image are neighbours: its second reader finds it in the cache.
+  const int64_t sample = i / group.places;
+  desk->job = batch.job(batch.place[group.first + i % group.places], sample);
+  if (!batch.readable(desk->job, sample)) fail();
+  desk->steps.read(desk->job);
+  const Settings& size = desk->job.settings;
+  const int32_t teams = kBlockThreads / group.threads;
+  int64_t bytes = batch.shared_bytes / teams / 16 * 16 - kDeskBytes;
+  if (group.work_in_scratch) bytes = group.scratch_each;
+  if (group.work_in_scratch || !group.view_in_scratch) bytes -= group.view_bytes;
+  desk->room = {int64_t(size.height) * size.width, plane_stride(size.height, size.width),
+                bytes / 4};
+}
+
+// What falls to a team in scratch memory: every `step`th job from `i` on.
 template <Semantics semantics, class Source, class Team, class Fail>
-FASTSSL_TEAM void run_group(const Team& team, const Batch& batch, const Group& group, int64_t block,
+FASTSSL_COLD void run_far(Team team, const Batch& batch, const Group& group, int64_t i,
+                          int64_t step, Desk* desk, const Fail& fail) {
+  for (; i < int64_t(group.places) * batch.params.batch; i += step) {
+    if (team.rank == 0) read_job(batch, group, i, desk, fail);
+    team.sync();
+    make_far_view<semantics, Source>(team, *desk);
+    team.sync();
+  }
+}
+
+// Makes what falls to team `member` of block `block` of a group. `shared` is the team's share of
+// the block's shared memory.
+template <Semantics semantics, class Source, class Team, class Fail>
+FASTSSL_TEAM void run_group(const Team& team, const Batch& batch, const Group& group, int32_t block,
                             int32_t member, char* shared, char* scratch, const Fail& fail) {
   Desk& desk = *reinterpret_cast<Desk*>(shared);
-  const int32_t teams = kBlockThreads / group.threads;
   char* free = shared + kDeskBytes;
-  int64_t bytes = batch.shared_bytes / teams / 16 * 16 - kDeskBytes;
-  Memory memory{free, nullptr, 0};
+  const int32_t teams = kBlockThreads / group.threads;
+  const int64_t i = int64_t(block) * teams + member;
   if (group.view_in_scratch) {
-    memory.view = scratch + group.scratch + block * group.scratch_each;
-  } else {
-    free += group.view_bytes;
-    bytes -= group.view_bytes;
-  }
-  if (group.work_in_scratch) {
-    free = static_cast<char*>(memory.view) + group.view_bytes;
-    bytes = group.scratch_each - group.view_bytes;
-  }
-  memory.work = reinterpret_cast<uint32_t*>(free);
-  memory.words = bytes / 4;
-  const int64_t items = int64_t(group.places) * batch.params.batch;
-  for (int64_t i = block * teams + member; i < items; i += group.blocks * teams) {
     if (team.rank == 0) {
-      // Views of an image are neighbours: its second reader finds it in the cache.
-      const int64_t sample = i / group.places;
-      desk.job = batch.job(batch.place[group.first + i % group.places], sample);
-      if (!batch.readable(desk.job, sample)) fail();
-      desk.steps.read(desk.job);
+      desk.view = scratch + group.scratch + block * group.scratch_each;
+      desk.work = group.work_in_scratch ? desk.view + group.view_bytes : free;
     }
-    team.sync();
-    make_view<semantics, Source>(team, desk.job, desk.steps, memory);
-    team.sync();
+    return run_far<semantics, Source>(team, batch, group, i, group.blocks * teams, &desk, fail);
   }
+  if (i >= int64_t(group.places) * batch.params.batch) return;
+  if (team.rank == 0) read_job(batch, group, i, &desk, fail);
+  team.sync();
+  make_near_view<semantics, Source>(team, desk, free, free + group.view_bytes);
 }
 
 }  // namespace

@@ -105,23 +105,29 @@ FASTSSL_HD inline int32_t pillow_weight(double w) {
   return int32_t(w * double(1 << kPillowBits) + (w < 0 ? -0.5 : 0.5));
 }
 
-// torchvision's Gaussian of `taps` points, as weights[0 .. radius] from the centre outwards. What
-// lies beyond 4.5 sigma, less than 0.0005 levels in all, is cut. Returns the radius.
-FASTSSL_HD inline int32_t gaussian(int32_t taps, float sigma, float* weights) {
-  const double s = sigma > 0.05f ? double(sigma) : 0.05;  // below, the centre alone has a weight
+// torchvision's Gaussian of `taps` points is cut beyond 4.5 sigma: less than 0.0005 levels in all.
+FASTSSL_HD inline double gaussian_sigma(float sigma) {
+  return sigma > 0.05f ? double(sigma) : 0.05;  // below, the centre alone has a weight
+}
+FASTSSL_HD inline int32_t gaussian_radius(int32_t taps, double s) {
   int32_t radius = taps / 2;
   if (4.5 * s < double(radius)) radius = int32_t(4.5 * s) + 1;
-  radius = least(radius, taps / 2);
+  return least(radius, taps / 2);
+}
+// Before its weights are divided by their sum.
+FASTSSL_HD inline double gaussian_height(int32_t d, double s) {
+  const double x = double(d) / s;
+  return portable_exp(-0.5 * x * x);
+}
+
+// As weights[0 .. radius] from the centre outwards. Returns the radius.
+FASTSSL_HD inline int32_t gaussian(int32_t taps, float sigma, float* weights) {
+  const double s = gaussian_sigma(sigma);
+  const int32_t radius = gaussian_radius(taps, s);
   double total = 1;
-  for (int32_t d = 1; d <= radius; ++d) {
-    const double x = double(d) / s;
-    total += 2 * portable_exp(-0.5 * x * x);
-  }
+  for (int32_t d = 1; d <= radius; ++d) total += 2 * gaussian_height(d, s);
   weights[0] = float(1 / total);
-  for (int32_t d = 1; d <= radius; ++d) {
-    const double x = double(d) / s;
-    weights[d] = float(portable_exp(-0.5 * x * x) / total);
-  }
+  for (int32_t d = 1; d <= radius; ++d) weights[d] = float(gaussian_height(d, s) / total);
   return radius;
 }
 

@@ -7,6 +7,7 @@ namespace fastssl {
 namespace augment {
 namespace {
 
+constexpr int64_t kMostBlocks = 0x7fffffff;
 static_assert(sizeof(Batch) <= 4096 && sizeof(DrawBatch) <= 4096, "kernel arguments");
 
 __global__ void draw_kernel(const __grid_constant__ DrawBatch d) {
@@ -26,8 +27,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     apply_kernel(const __grid_constant__ Batch batch, char* scratch) {
   extern __shared__ __align__(16) char shared[];
   int32_t g = 0;
-  int64_t block = blockIdx.x;
-  while (block >= batch.group[g].blocks) block -= batch.group[g++].blocks;
+  int32_t block = int32_t(blockIdx.x);
+  while (block >= batch.group[g].blocks) block -= int32_t(batch.group[g++].blocks);
   const Group& group = batch.group[g];
   const int32_t member = int32_t(threadIdx.x) / group.threads;
   char* share = shared + member * (batch.shared_bytes / (kBlockThreads / group.threads) / 16 * 16);
@@ -55,8 +56,11 @@ Kernel kernel_for(Semantics semantics) {
   }
 }
 
+// An error that is told is told once: the next launch asks for the last one, and means its own.
 const char* message(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 
 }  // namespace
@@ -72,6 +76,7 @@ const char* find_device(int32_t index, Device* out) {
 const char* launch_draw(int32_t device, const DrawBatch& batch, void* stream) {
   constexpr int kThreads = 128;
   const int64_t blocks = (batch.views * batch.params.batch + kThreads - 1) / kThreads;
+  if (blocks > kMostBlocks) return "a call has room for 2^31 blocks: give it fewer images";
   if (const cudaError_t error = cudaSetDevice(device)) return message(error);
   draw_kernel<<<unsigned(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(batch);
   return message(cudaGetLastError());
@@ -81,6 +86,7 @@ const char* launch_apply(int32_t device, const Batch& batch, Semantics semantics
                          void* stream) {
   int64_t blocks = 0;
   for (int32_t g = 0; g < batch.groups; ++g) blocks += batch.group[g].blocks;
+  if (blocks > kMostBlocks) return "a call has room for 2^31 blocks: give it fewer images";
   const Kernel kernel =
       batch.images.is_float ? kernel_for<float>(semantics) : kernel_for<uint8_t>(semantics);
   if (const cudaError_t error = cudaSetDevice(device)) return message(error);

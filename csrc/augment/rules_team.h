@@ -3,7 +3,9 @@
 
 #include "augment/augment.h"
 #include "augment/filter.h"
+#include "augment/hue_team.h"
 #include "augment/pixel_pillow.h"
+#include "augment/quad_team.h"
 #include "augment/steps.h"
 #include "common/team.h"
 
@@ -11,27 +13,8 @@ namespace fastssl {
 namespace augment {
 namespace {
 
-// Whole levels without the slow conversion instructions: the low mantissa bits of 2^23 + x are x,
-// and adding 2^23 rounds half to even.
-FASTSSL_TEAM inline float level(uint8_t x) {
-#ifdef __CUDA_ARCH__
-  return __uint_as_float(0x4B000000u | x) - 0x1p23f;
-#else
-  return float(x);
-#endif
-}
-FASTSSL_TEAM inline float level(float x) { return x; }
-
-FASTSSL_TEAM inline void put(uint8_t* to, float whole) {
-#ifdef __CUDA_ARCH__
-  *to = uint8_t(__float_as_uint(whole + 0x1p23f));
-#else
-  *to = uint8_t(whole);
-#endif
-}
-FASTSSL_TEAM inline void put(float* to, float x) { *to = x; }
-
-// Sample is what the view holds between stages, Work what is summed, Real what weights come from.
+// Sample is what the view holds between stages, Sum a thread's part of a mean (levels of 2^24
+// pixels fit), Work what is summed, Real what weights come from.
 struct FloatSums {
   using Work = float;
   using Real = float;
@@ -46,22 +29,26 @@ struct Rules;
 template <>
 struct Rules<Semantics::kTvUint8> : FloatSums {
   using Sample = uint8_t;
+  using Sum = uint32_t;
   static constexpr bool kLevels = true, kPillow = false;
-  FASTSSL_TEAM static float rounded(float sum) {
-    return (clamped<float>(sum, 255.0f) + 0x1p23f) - 0x1p23f;
-  }
+  FASTSSL_TEAM static float rounded(float sum) { return (sum + 0x1p23f) - 0x1p23f; }
+  // Of what negative weights have made.
+  FASTSSL_TEAM static float inside(float x) { return bounded(x, 255.0f); }
 };
 
 template <>
 struct Rules<Semantics::kTvFloat> : FloatSums {
   using Sample = float;
+  using Sum = int64_t;
   static constexpr bool kLevels = false, kPillow = false;
   FASTSSL_TEAM static float rounded(float sum) { return sum; }
+  FASTSSL_TEAM static float inside(float x) { return x; }
 };
 
 template <>
 struct Rules<Semantics::kPil> {
   using Sample = uint8_t;
+  using Sum = uint32_t;
   using Work = int32_t;
   using Real = double;
   static constexpr bool kLevels = true, kPillow = true;
@@ -72,6 +59,7 @@ struct Rules<Semantics::kPil> {
     return least(greatest(x, 0), 255);
   }
   FASTSSL_TEAM static float rounded(int32_t sum) { return float(between_passes(sum)); }
+  FASTSSL_TEAM static float inside(float x) { return x; }
 };
 
 // A sample of the image, in the type of the sums.
@@ -101,8 +89,18 @@ template <Semantics semantics>
 struct Colors {
   static constexpr bool kLevels = Rules<semantics>::kLevels, kPillow = Rules<semantics>::kPillow;
 
+  // truncated(clamped()) of pixel.h.
+  FASTSSL_TEAM static float finished(float x) {
+    return kLevels ? floor_of_level(bounded(x, 255.0f)) : clamped<float>(x, 1.0f);
+  }
+
   FASTSSL_TEAM static float gray(const Pixel<float>& p) {
-    return kPillow ? pillow_luma<float>(p) : luma<kLevels, float>(p);
+    if (kPillow) {
+      const float y = p.r * 19595.0f + p.g * 38470.0f + p.b * 7471.0f + 32768.0f;
+      return floor_of_level(y * 0x1p-16f);
+    }
+    if (!kLevels) return luma<false, float>(p);
+    return floor_of_level(fused(p.b, 0.114f, fused(p.g, 0.587f, p.r * 0.2989f)));
   }
 
   FASTSSL_TEAM static float mean(double sum, double count) {
@@ -110,46 +108,67 @@ struct Colors {
   }
 
   FASTSSL_TEAM static float blended(float x, float other, const Step& s) {
-    return kPillow ? pillow_blend<float>(x, other, s.factor)
-                   : blend<kLevels, float>(x, other, s.factor, s.rest);
+    return finished(kPillow ? other + (x - other) * s.factor : fused(other, s.rest, x * s.factor));
   }
 
-  FASTSSL_TEAM static Pixel<float> hue(const Pixel<float>& p, float turn) {
-    if (!kPillow) return turn_hue<kLevels, float>(p, turn);
-    const Pixel<double> q = pillow_turn_hue<double>({p.r, p.g, p.b}, pillow_turn(turn));
-    return {float(q.r), float(q.g), float(q.b)};
+  FASTSSL_TEAM static void hue(Pixel<float> (&p)[kQuad], float turn) {
+    if constexpr (kLevels && !kPillow) {
+      FASTSSL_UNROLL for (auto& q : p) q = turn_levels(q, turn);
+    } else {
+      Pixel<float> four[kQuad] = {p[0], p[1], p[2], p[3]};
+      slow_hue(four, turn);
+      FASTSSL_UNROLL for (int k = 0; k < kQuad; ++k) p[k] = four[k];
+    }
   }
 
-  // Steps [begin, end) on one pixel.
-  FASTSSL_TEAM static Pixel<float> run(Pixel<float> p, const Steps& steps, int32_t begin,
-                                       int32_t end, float mean) {
-    for (int32_t i = begin; i < end; ++i) {
-      const Step s = steps.step[i];
-      if (s.kind == kHue) {
-        p = hue(p, s.factor);
-        continue;
-      }
-      if (s.kind == kBrightness && !kPillow) {
-        p = {brighten<kLevels, float>(p.r, s.factor), brighten<kLevels, float>(p.g, s.factor),
-             brighten<kLevels, float>(p.b, s.factor)};
-        continue;
-      }
-      const float other = s.kind == kContrast ? mean : s.kind == kBrightness ? 0 : gray(p);
-      if (s.kind == kGray) {
-        p = {other, other, other};
+  // Long, and with divisions that need care.
+  FASTSSL_COLD static void slow_hue(Pixel<float>* p, float turn) {
+    FASTSSL_ROLLED for (int k = 0; k < kQuad; ++k) {
+      if constexpr (kPillow) {
+        const Pixel<double> q =
+            pillow_turn_hue<double>({p[k].r, p[k].g, p[k].b}, pillow_turn(turn));
+        p[k] = {float(q.r), float(q.g), float(q.b)};
       } else {
-        p = {blended(p.r, other, s), blended(p.g, other, s), blended(p.b, other, s)};
+        p[k] = turn_hue<false, float>(p[k], turn);
       }
     }
-    return p;
+  }
+
+  // Steps [begin, end) on pixels.
+  FASTSSL_TEAM static void run(Pixel<float> (&p)[kQuad], const Steps& steps, int32_t begin,
+                               int32_t end, float mean) {
+    FASTSSL_ROLLED for (int32_t i = begin; i < end; ++i) {
+      const Step s = steps.step[i];
+      if (s.kind == kHue) {
+        hue(p, s.factor);
+      } else if (s.kind == kBrightness && !kPillow) {
+        FASTSSL_UNROLL for (auto& q : p) {
+          q = {finished(q.r * s.factor), finished(q.g * s.factor), finished(q.b * s.factor)};
+        }
+      } else if (s.kind == kGray) {
+        FASTSSL_UNROLL for (auto& q : p) q.r = q.g = q.b = gray(q);
+      } else {
+        const float flat = s.kind == kContrast ? mean : 0;
+        FASTSSL_UNROLL for (auto& q : p) {
+          const float other = s.kind == kSaturation ? gray(q) : flat;
+          q = {blended(q.r, other, s), blended(q.g, other, s), blended(q.b, other, s)};
+        }
+      }
+    }
   }
 };
 
 // Gray levels are summed as integers: exact, in whatever order. Fractions in units of 2^-36.
 template <Semantics semantics>
-FASTSSL_TEAM inline int64_t summand(float gray) {
-  if (Rules<semantics>::kLevels) return int32_t(gray);
-  return int64_t(least(greatest(gray, -8.0f), 8.0f) * 0x1p36f);
+FASTSSL_TEAM inline typename Rules<semantics>::Sum summand(float gray) {
+  if constexpr (!Rules<semantics>::kLevels) {
+    return int64_t(least(greatest(gray, -8.0f), 8.0f) * 0x1p36f);
+  }
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(gray + 0x1p23f) & 0x7fffffu;
+#else
+  return int32_t(gray);
+#endif
 }
 
 template <Semantics semantics>

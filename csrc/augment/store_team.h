@@ -48,7 +48,7 @@ FASTSSL_TEAM inline typename Stored<type>::Type narrowed(float x) {
 template <class T, class Team, class F>
 FASTSSL_TEAM void write_run(const Team& team, T* to, int64_t count, const F& start) {
   constexpr int kPack = 16 / sizeof(T);
-  struct alignas(16) Pack {
+  struct alignas(16) Part {
     T x[kPack];
   };
   // Packs lie at multiples of 16 bytes; at either end some of their elements are not ours.
@@ -57,9 +57,9 @@ FASTSSL_TEAM void write_run(const Team& team, T* to, int64_t count, const F& sta
     const int64_t first = i * kPack - before;
     if (first >= 0 && first + kPack <= count) {
       auto next = start(first);
-      Pack pack;
-      FASTSSL_UNROLL for (int k = 0; k < kPack; ++k) pack.x[k] = next();
-      *reinterpret_cast<Pack*>(to + first) = pack;
+      Part part;
+      FASTSSL_UNROLL for (int k = 0; k < kPack; ++k) part.x[k] = next();
+      *reinterpret_cast<Part*>(to + first) = part;
       return;
     }
     const int64_t begin = greatest<int64_t>(first, 0);
@@ -85,50 +85,155 @@ struct Finish {
   }
 
   template <OutputType type>
+  FASTSSL_TEAM float number(float x, float scale, float shift) const {
+    if constexpr (type != OutputType::kUint8) return fused(x, scale, shift);
+    if constexpr (Rules<semantics>::kLevels) return x;
+    return floor_of_level(clamped<float>(x, 1.0f) * 255.999f);
+  }
+
+  template <OutputType type>
   FASTSSL_TEAM typename Stored<type>::Type value(int64_t pixel, int32_t c) const {
     float x = level(view[pixel + c * stride]);
     x = x >= threshold ? top - x : x;
-    if constexpr (type != OutputType::kUint8) {
-      return narrowed<type>(fused(x, job.scale[c], job.shift[c]));
-    } else if constexpr (Rules<semantics>::kLevels) {
-      return uint8_t(x);
+    return narrowed<type>(number<type>(x, job.scale[c], job.shift[c]));
+  }
+
+  // Of `kCount` pixels, whole quads, that begin at a multiple of as many.
+  template <OutputType type, int kCount>
+  FASTSSL_TEAM void values(int64_t pixel, int32_t c, float scale, float shift,
+                           float (&out)[kCount]) const {
+    const Sample* from = view + c * stride + pixel;
+    FASTSSL_UNROLL for (int n = 0; n < kCount; n += kQuad) {
+      float x[kQuad];
+      load_quad(from + n, x);
+      FASTSSL_UNROLL for (int k = 0; k < kQuad; ++k) out[n + k] = x[k];
+    }
+    if (threshold < 3e38f) {
+      FASTSSL_UNROLL for (float& x : out) x = x >= threshold ? top - x : x;
+    }
+    FASTSSL_UNROLL for (float& x : out) x = number<type>(x, scale, shift);
+  }
+};
+
+// 16 bytes of numbers, as they lie in an output.
+template <OutputType type>
+struct Pack {
+  static constexpr int kCount = 16 / int(sizeof(typename Stored<type>::Type));
+  alignas(16) uint32_t word[4];
+
+  FASTSSL_TEAM void set(int i, float x, float next) {  // numbers i, even, and i + 1
+    if constexpr (type == OutputType::kFloat32) {
+#ifdef __CUDA_ARCH__
+      word[i] = __float_as_uint(x);
+      word[i + 1] = __float_as_uint(next);
+#else
+      __builtin_memcpy(word + i, &x, 4);
+      __builtin_memcpy(word + i + 1, &next, 4);
+#endif
+    } else if constexpr (type == OutputType::kUint8) {
+      if (i % 4 == 0) word[i / 4] = 0;
+#ifdef __CUDA_ARCH__
+      const uint32_t pair = __float_as_uint(fmaf(next, 256.0f, x + 0x1p23f)) & 0xffffu;
+#else
+      const uint32_t pair = uint32_t(x) | uint32_t(next) << 8;
+#endif
+      word[i / 4] |= pair << (i % 4 * 8);
     } else {
-      return uint8_t(clamped<float>(x, 1.0f) * 255.999f);
+#ifdef __CUDA_ARCH__
+      if constexpr (type == OutputType::kBFloat16) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(x, next);
+        word[i / 2] = reinterpret_cast<const uint32_t&>(pair);
+      } else {
+        const __half2 pair = __floats2half2_rn(x, next);
+        word[i / 2] = reinterpret_cast<const uint32_t&>(pair);
+      }
+#else
+      word[i / 2] = uint32_t(narrowed<type>(x)) | uint32_t(narrowed<type>(next)) << 16;
+#endif
     }
   }
 };
 
+// A view whose channels lie side by side and that begins at a multiple of 16 bytes.
+template <OutputType type, Semantics semantics, class Team>
+FASTSSL_TEAM void write_interleaved(const Team& team, const Finish<semantics>& finish,
+                                    int64_t pixels) {
+  constexpr int kCount = Pack<type>::kCount;
+  auto* to = static_cast<Pack<type>*>(finish.job.output.data);
+  float scale[3], shift[3];
+  FASTSSL_UNROLL for (int c = 0; c < 3; ++c) scale[c] = finish.job.scale[c];
+  FASTSSL_UNROLL for (int c = 0; c < 3; ++c) shift[c] = finish.job.shift[c];
+  team.for_each(pixels / kCount, [&](int64_t n) {
+    float x[3][kCount];
+    FASTSSL_UNROLL for (int c = 0; c < 3; ++c) {
+      finish.template values<type, kCount>(n * kCount, c, scale[c], shift[c], x[c]);
+    }
+    FASTSSL_UNROLL for (int part = 0; part < 3; ++part) {
+      Pack<type> pack;
+      FASTSSL_UNROLL for (int i = 0; i < kCount; i += 2) {
+        const int at = part * kCount + i;
+        pack.set(i, x[at % 3][at / 3], x[(at + 1) % 3][(at + 1) / 3]);
+      }
+      to[3 * n + part] = pack;
+    }
+  });
+}
+
+// A view whose planes lie one after the other, each from a multiple of 16 bytes on.
+template <OutputType type, Semantics semantics, class Team>
+FASTSSL_TEAM void write_planes(const Team& team, const Finish<semantics>& finish, int64_t pixels) {
+  constexpr int kCount = Pack<type>::kCount;
+  const Job& job = finish.job;
+  for (int32_t c = 0; c < job.channels; ++c) {
+    const float scale = job.scale[c], shift = job.shift[c];
+    auto* to = reinterpret_cast<Pack<type>*>(
+        static_cast<typename Stored<type>::Type*>(job.output.data) + c * job.output.channel_stride);
+    team.for_each(pixels / kCount, [&](int64_t n) {
+      float x[kCount];
+      finish.template values<type, kCount>(n * kCount, c, scale, shift, x);
+      Pack<type> pack;
+      FASTSSL_UNROLL for (int i = 0; i < kCount; i += 2) pack.set(i, x[i], x[i + 1]);
+      to[n] = pack;
+    });
+  }
+}
+
 template <OutputType type, Semantics semantics, class Team>
 FASTSSL_TEAM void write_as(const Team& team, const Finish<semantics>& finish) {
   using T = typename Stored<type>::Type;
+  constexpr int kCount = Pack<type>::kCount;
   const Job& job = finish.job;
   const Output& out = job.output;
   const int64_t pixels = int64_t(job.settings.height) * job.settings.width;
   T* to = static_cast<T*>(out.data);
-  if (out.pixel_stride == 3 && out.channel_stride == 1 && job.channels == 3) {
-    write_run(team, to, 3 * pixels, [&](int64_t i) {
-      const int64_t first = i / 3;
-      return [&finish, pixel = first, c = int32_t(i - 3 * first)]() mutable {
+  const bool interleaved = out.pixel_stride == 3 && out.channel_stride == 1 && job.channels == 3;
+  if (reinterpret_cast<uintptr_t>(to) % 16 == 0 && pixels % kCount == 0) {
+    if (interleaved) return write_interleaved<type>(team, finish, pixels);
+    if (out.pixel_stride == 1 && out.channel_stride % kCount == 0) {
+      return write_planes<type>(team, finish, pixels);
+    }
+  }
+  const int32_t together = interleaved ? 3 : 1;  // channels in a run
+  for (int32_t base = 0; base < job.channels; base += together) {
+    T* run = to + base * out.channel_stride;
+    if (out.pixel_stride != together) {
+      team.for_each(pixels, [&](int64_t i) {
+        run[i * out.pixel_stride] = finish.template value<type>(i, base);
+      });
+      continue;
+    }
+    write_run(team, run, together * pixels, [&](int64_t i) {
+      const int64_t first = interleaved ? i / 3 : i;
+      return [&finish, base, together, pixel = first,
+              c = base + int32_t(i - together * first)]() mutable {
         const T x = finish.template value<type>(pixel, c);
-        c = c == 2 ? 0 : c + 1;
-        pixel += c == 0;
+        if (++c == base + together) {
+          c = base;
+          ++pixel;
+        }
         return x;
       };
     });
-    return;
-  }
-  for (int32_t c = 0; c < job.channels; ++c) {
-    T* plane = to + c * out.channel_stride;
-    if (out.pixel_stride == 1) {
-      write_run(team, plane, pixels, [&](int64_t i) {
-        return
-            [&finish, pixel = i, c]() mutable { return finish.template value<type>(pixel++, c); };
-      });
-    } else {
-      team.for_each(pixels, [&](int64_t i) {
-        plane[i * out.pixel_stride] = finish.template value<type>(i, c);
-      });
-    }
   }
 }
 

@@ -14,15 +14,44 @@
 #define FASTSSL_COLD __device__ __noinline__  // with registers of its own
 #define FASTSSL_UNROLL _Pragma("unroll")      // what a loop indexes can be in registers then
 #define FASTSSL_ROLLED _Pragma("unroll 1")    // registers are scarcer than instructions
+#define FASTSSL_TWICE _Pragma("unroll 2")     // what one pass hands to the next need not move
 #else
 #define FASTSSL_TEAM
 #define FASTSSL_COLD
 #define FASTSSL_UNROLL
 #define FASTSSL_ROLLED
+#define FASTSSL_TWICE
 #endif
 
 namespace fastssl {
 namespace {
+
+// How a thread walks over the items of rows of `columns` each: divides once, not for every item.
+struct Walk {
+  int32_t columns, down, across, row, column;
+
+  FASTSSL_TEAM Walk(int32_t rank, int32_t size, int32_t columns_)
+      : columns(columns_),
+        down(int32_t(uint32_t(size) / uint32_t(columns_))),
+        across(size - down * columns_),
+        row(int32_t(uint32_t(rank) / uint32_t(columns_))),
+        column(rank - row * columns_) {}
+
+  // f(row, column), neighbours in a row side by side.
+  template <class F>
+  FASTSSL_TEAM void for_each(int32_t rows, const F& f) const {
+    int32_t y = row, x = column;
+    while (y < rows) {
+      f(y, x);
+      y += down;
+      x += across;
+      if (x >= columns) {
+        x -= columns;
+        ++y;
+      }
+    }
+  }
+};
 
 struct Team {
   int32_t rank, size;
@@ -32,20 +61,11 @@ struct Team {
     for (int64_t i = rank; i < count; i += size) f(i);
   }
 
-  // f(row, column), neighbours in a row side by side. Divides once, not for every item.
+  FASTSSL_TEAM Walk walk(int32_t columns) const { return Walk(rank, size, columns); }
+
   template <class F>
   FASTSSL_TEAM void for_each(int32_t rows, int32_t columns, const F& f) const {
-    const int32_t down = size / columns, across = size % columns;
-    int32_t row = rank / columns, column = rank % columns;
-    while (row < rows) {
-      f(row, column);
-      row += down;
-      column += across;
-      if (column >= columns) {
-        column -= columns;
-        ++row;
-      }
-    }
+    walk(columns).for_each(rows, f);
   }
 };
 

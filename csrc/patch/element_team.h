@@ -3,6 +3,7 @@
 
 #include "common/half.h"
 #include "common/team.h"
+#include "patch/divisor.h"
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -78,6 +79,58 @@ struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Pack {
 template <class T>
 constexpr int kPackOf = 16 / int(sizeof(T));
 
+// A pack as it is in memory, in whole registers, until its elements are wanted: a compiler keeps
+// each element of a Pack in a register of its own.
+template <class T, int kCount, bool kWhole = (sizeof(T) * kCount >= 4)>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Raw {
+  uint32_t word[sizeof(T) * kCount / 4];
+
+  FASTSSL_TEAM T operator[](int k) const {
+    T x;
+    if constexpr (sizeof(T) >= 4) {
+      __builtin_memcpy(&x, &word[k * (sizeof(T) / 4)], sizeof(T));
+    } else {
+      constexpr int kEach = 4 / int(sizeof(T));
+      const uint32_t bits = word[k / kEach] >> (k % kEach * 8 * int(sizeof(T)));
+      if constexpr (sizeof(T) == 1) {
+        x = uint8_t(bits);
+      } else {
+        x.bits = uint16_t(bits);
+      }
+    }
+    return x;
+  }
+};
+template <class T, int kCount>
+struct Raw<T, kCount, false> {
+  T element[kCount];
+  FASTSSL_TEAM T operator[](int k) const { return element[k]; }
+};
+
+// Element `k` as a number.
+template <class T, int kCount>
+FASTSSL_TEAM inline Compute<T> number_at(const Raw<T, kCount>& x, int k) {
+  return widened(x[k]);
+}
+#ifdef __CUDACC__
+// The same with one instruction for bfloat16, two of the quickest for levels: the byte becomes the
+// last of 2^23 + level.
+template <int kCount>
+FASTSSL_TEAM inline float number_at(const Raw<BFloat, kCount, true>& x, int k) {
+  return __uint_as_float(k % 2 ? x.word[k / 2] & 0xffff0000u : x.word[k / 2] << 16);
+}
+template <int kCount>
+FASTSSL_TEAM inline float number_at(const Raw<uint8_t, kCount, true>& x, int k) {
+  return __uint_as_float(__byte_perm(x.word[k / 4], 0x4b000000u, 0x7440u | uint32_t(k % 4))) -
+         8388608.0f;
+}
+#endif
+
+template <int kCount, class T>
+FASTSSL_TEAM inline Raw<T, kCount> load_raw(const T* from) {
+  return *reinterpret_cast<const Raw<T, kCount>*>(from);
+}
+
 template <int kCount, class T>
 FASTSSL_TEAM inline Pack<T, kCount> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
@@ -115,18 +168,33 @@ struct Pixels {
   int64_t batch_stride, apart[3];     // apart: from patch to patch, along each axis
   int32_t channel_stride, stride[3];  // inside a patch
   int32_t grid[3], patch[3];          // frames, rows, columns
+  Divisor grid_rows, grid_columns;
   double scale[kChannelsByValue], shift[kChannelsByValue];
+  float scale32[kChannelsByValue], shift32[kChannelsByValue];  // the same, rounded
   const double* table;  // [2, channels], where there are more channels than that
 
   FASTSSL_HD int32_t area() const { return patch[0] * patch[1] * patch[2]; }
   FASTSSL_HD int32_t width() const { return area() * channels; }
   FASTSSL_HD double scale_of(int32_t c) const { return table ? table[c] : scale[c]; }
   FASTSSL_HD double shift_of(int32_t c) const { return table ? table[channels + c] : shift[c]; }
+  FASTSSL_HD void numbers_of(int32_t c, double* scales, double* shifts) const {
+    *scales = scale_of(c);
+    *shifts = shift_of(c);
+  }
+  FASTSSL_HD void numbers_of(int32_t c, float* scales, float* shifts) const {
+    if (table) {
+      *scales = float(table[c]);
+      *shifts = float(table[channels + c]);
+      return;
+    }
+    *scales = scale32[c];
+    *shifts = shift32[c];
+  }
 
   // Of the first pixel of patch `l` of a sample.
   FASTSSL_HD int64_t begin(int64_t sample, int64_t l) const {
-    const int32_t at = int32_t(l), column = at % grid[2], line = at / grid[2];
-    const int64_t row = line % grid[1], frame = line / grid[1];
+    const int32_t line = grid_columns.quotient(int32_t(l)), frame = grid_rows.quotient(line);
+    const int32_t row = line - frame * grid[1], column = int32_t(l) - line * grid[2];
     return sample * batch_stride + frame * apart[0] + row * apart[1] + column * apart[2];
   }
 };

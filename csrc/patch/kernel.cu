@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include "patch/launch_cuda.h"
+#include "patch/levels_team.h"
 #include "patch/plan_team.h"
 
 namespace fastssl {
@@ -9,6 +10,7 @@ namespace patch {
 namespace {
 
 constexpr int kFillValues = 256;
+constexpr unsigned kScaleBlocks = 1024;
 struct FillBatch {
   double value[kFillValues];
   double* to;
@@ -23,16 +25,16 @@ struct Trap {
   __device__ void operator()() const { __trap(); }
 };
 
-// Teams that never meet: any number of threads of a block.
+// Teams of 2^log threads that never meet.
 struct Spread {
   Team team;
   int64_t number, count;
 
-  __device__ explicit Spread(int32_t threads) {
-    const int32_t teams = int32_t(blockDim.x) / threads;
-    team.rank = int32_t(threadIdx.x) % threads;
-    team.size = threads;
-    number = int64_t(blockIdx.x) * teams + int32_t(threadIdx.x) / threads;
+  __device__ explicit Spread(int32_t log) {
+    team.size = 1 << log;
+    team.rank = int32_t(threadIdx.x) & (team.size - 1);
+    const int32_t teams = int32_t(blockDim.x) >> log;
+    number = int64_t(blockIdx.x) * teams + (int32_t(threadIdx.x) >> log);
     count = int64_t(gridDim.x) * teams;
   }
 };
@@ -51,36 +53,38 @@ __global__ void fill_kernel(const __grid_constant__ FillBatch batch) {
 }
 
 template <class Source, class Out, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    gather_kernel(const __grid_constant__ GatherBatch batch, int32_t threads) {
-  const Spread s(threads);
+__global__ void __launch_bounds__(kThreads, sizeof(Source) == 1 ? 4
+                                            : sizeof(Out) < 8   ? 3
+                                                                : 1)
+    gather_kernel(const __grid_constant__ GatherBatch batch, int32_t log) {
+  const Spread s(log);
   gather_rows<Source, Out, kCount>(s.team, batch, s.number, s.count, Trap());
 }
 
 template <class In, class Out, int kCount>
-__global__ void __launch_bounds__(kThreads)
-    tokens_kernel(const __grid_constant__ TokensBatch batch, int32_t threads) {
-  const Spread s(threads);
+__global__ void __launch_bounds__(kThreads, sizeof(Out) == 8 ? 1 : 4)
+    tokens_kernel(const __grid_constant__ TokensBatch batch, int32_t log) {
+  const Spread s(log);
   token_rows<In, Out, kCount>(s.team, batch, s.number, s.count, Trap());
 }
 
 template <class In, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    sum_kernel(const __grid_constant__ SumBatch batch, int32_t threads) {
-  const Spread s(threads);
+    sum_kernel(const __grid_constant__ SumBatch batch, int32_t log) {
+  const Spread s(log);
   if (s.number < batch.chunks) sum_chunk<In, kCount>(s.team, batch, s.number);
 }
 
 template <class C>
-__global__ void __launch_bounds__(kLastThreads)
+__global__ void __launch_bounds__(kThreads)
     sum_last_kernel(const __grid_constant__ SumBatch batch) {
-  __shared__ double scratch[kLastThreads];
+  __shared__ double scratch[kThreads];
   sum_chunks<C>(whole_block(nullptr), batch, blockIdx.x, scratch);
 }
 
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ ScaleBatch batch) {
-  const Spread s(1);
+  const Spread s(0);
   scale_packs<T, kCount>(batch, s.number, s.count);
 }
 
@@ -106,6 +110,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 3)
   }
 }
 
+// A warp for each team.
+template <class T, int kCount>
+__global__ void __launch_bounds__(kThreads, 3)
+    levels_kernel(const __grid_constant__ LossBatch batch, const __grid_constant__ Layout layout) {
+  extern __shared__ __align__(16) char shared[];
+  const int32_t member = int32_t(threadIdx.x) / 32;
+  const int64_t number = int64_t(blockIdx.x) * layout.teams + member;
+  if (number >= batch.teams) return;
+  WarpTeam team;
+  team.rank = int32_t(threadIdx.x) % 32;
+  team.size = 32;
+  auto* memory = reinterpret_cast<float*>(shared + member * int32_t(layout.bytes));
+  level_rows<T, kCount, 1>(team, batch, number, memory, Trap());
+}
+
 template <class C>
 __global__ void __launch_bounds__(kLastThreads)
     loss_last_kernel(const __grid_constant__ LossBatch batch) {
@@ -115,26 +134,31 @@ __global__ void __launch_bounds__(kLastThreads)
 
 template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    tiles_kernel(const __grid_constant__ Tiles tiles, int32_t threads) {
-  const Spread s(threads);
+    tiles_kernel(const __grid_constant__ Tiles tiles, int32_t log) {
+  const Spread s(log);
   tile_planes<T, kCount>(s.team, tiles, s.number, s.count);
 }
 
 __global__ void __launch_bounds__(kThreads)
     mask_tokens_kernel(const __grid_constant__ TokenBatch batch) {
-  const Spread s(1);
+  const Spread s(0);
   mask_tokens(batch, s.number, s.count);
 }
 
-template <class Plan>
+// kShared: whether a sample's scratch memory is shared memory.
+template <class Plan, bool kShared>
 __global__ void __launch_bounds__(kThreads, 4)
     plan_kernel(const __grid_constant__ Plan plan, const __grid_constant__ PlanBatch batch,
                 const __grid_constant__ Layout layout, char* scratch) {
   extern __shared__ __align__(16) char shared[];
   __shared__ int64_t partial[kThreads / 32];
   const CudaTeam team = whole_block(partial);
-  auto* memory =
-      reinterpret_cast<uint64_t*>(layout.in_global ? scratch + blockIdx.x * layout.bytes : shared);
+  uint64_t* memory;
+  if constexpr (kShared) {
+    memory = reinterpret_cast<uint64_t*>(shared);
+  } else {
+    memory = reinterpret_cast<uint64_t*>(scratch + blockIdx.x * layout.bytes);
+  }
   for (int64_t b = blockIdx.x; b < batch.batch; b += gridDim.x) {
     draw_plan(team, plan, batch, b, memory);
     team.sync();
@@ -142,7 +166,9 @@ __global__ void __launch_bounds__(kThreads, 4)
 }
 
 const char* message(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
 }
 const char* launched() { return message(cudaGetLastError()); }
 
@@ -155,9 +181,11 @@ unsigned blocks_for(int64_t items, int64_t each) {
 
 template <class Kernel, class Batch>
 const char* launch_rows(Kernel kernel, const Batch& batch, int64_t rows, int64_t packs,
-                        void* stream) {
-  const int32_t threads = row_threads(packs);
-  kernel<<<blocks_for(rows, kThreads / threads), kThreads, 0, on(stream)>>>(batch, threads);
+                        void* stream, int64_t most = 4) {
+  const int32_t threads = row_threads(packs, most);
+  int32_t log = 0;
+  while (1 << log < threads) ++log;
+  kernel<<<blocks_for(rows, kThreads / threads), kThreads, 0, on(stream)>>>(batch, log);
   return launched();
 }
 
@@ -169,7 +197,7 @@ const char* gather(const GatherBatch& batch, bool packed, void* stream) {
     return launch_rows(gather_kernel<Source, Out, 1>, batch, batch.rows(), width, stream);
   }
   return launch_rows(gather_kernel<Source, Out, kCount>, batch, batch.rows(), width / kCount,
-                     stream);
+                     stream, kGatherPacks);
 }
 
 template <class In, class Out>
@@ -186,6 +214,15 @@ template <class T>
 const char* loss(const LossBatch& batch, bool packed, const Layout& layout, void* scratch,
                  cudaStream_t stream) {
   constexpr int kCount = kPackOf<T>;
+  if constexpr (sizeof(T) < 8) {
+    if (batch.levels.applies) {
+      levels_kernel<T, kCount><<<unsigned(layout.blocks), unsigned(32 * layout.teams),
+                                 size_t(layout.shared()), stream>>>(batch, layout);
+      if (const char* error = launched()) return error;
+      loss_last_kernel<Compute<T>><<<1, kLastThreads, 0, stream>>>(batch);
+      return launched();
+    }
+  }
   const auto kernel = layout.threads == 32 ? loss_kernel<T, kCount, true>
                       : packed             ? loss_kernel<T, kCount, false>
                                            : loss_kernel<T, 1, false>;
@@ -208,8 +245,9 @@ const char* tiles_of(const Tiles& tiles, void* stream) {
 template <class Plan>
 const char* plan_of(const Plan& plan, const PlanBatch& batch, const Layout& layout, void* scratch,
                     void* stream) {
-  plan_kernel<<<unsigned(layout.blocks), unsigned(layout.threads), size_t(layout.shared()),
-                on(stream)>>>(plan, batch, layout, static_cast<char*>(scratch));
+  const auto kernel = layout.in_global ? plan_kernel<Plan, false> : plan_kernel<Plan, true>;
+  kernel<<<unsigned(layout.blocks), unsigned(layout.threads), size_t(layout.shared()),
+           on(stream)>>>(plan, batch, layout, static_cast<char*>(scratch));
   return launched();
 }
 
@@ -255,14 +293,14 @@ const char* launch_tokens(const TokensBatch& batch, DType in, DType out, bool pa
 const char* launch_sum(const SumBatch& batch, DType in, bool packed, void* stream) {
   return with_type(in, [&](auto from) -> const char* {
     using In = decltype(from);
-    constexpr int kCount = kPackOf<In>;
+    constexpr int kCount = kSumPackOf<In>;
     const char* error =
-        packed ? launch_rows(sum_kernel<In, kCount>, batch, batch.chunks, batch.width / kCount * 4,
-                             stream)
-               : launch_rows(sum_kernel<In, 1>, batch, batch.chunks, batch.width * 4, stream);
+        packed ? launch_rows(sum_kernel<In, kCount>, batch, batch.chunks, batch.width / kCount,
+                             stream, 1)
+               : launch_rows(sum_kernel<In, 1>, batch, batch.chunks, batch.width, stream, 1);
     if (error) return error;
     const unsigned tiles = blocks_for(batch.width, kTileColumns);
-    sum_last_kernel<Compute<In>><<<tiles, kLastThreads, 0, on(stream)>>>(batch);
+    sum_last_kernel<Compute<In>><<<tiles, kThreads, 0, on(stream)>>>(batch);
     return launched();
   });
 }
@@ -271,7 +309,9 @@ const char* launch_scale(const ScaleBatch& batch, DType type, bool packed, void*
   return with_type(type, [&](auto x) {
     using T = decltype(x);
     constexpr int kCount = kPackOf<T>;
-    const unsigned blocks = blocks_for(batch.count, kThreads * 2 * (packed ? kCount : 1));
+    // Few blocks: most often the factor is 1, and all that each does is to look at it.
+    const unsigned blocks =
+        least(kScaleBlocks, blocks_for(batch.count / (packed ? kCount : 1), kThreads * 4));
     if (packed) {
       scale_kernel<T, kCount><<<blocks, kThreads, 0, on(stream)>>>(batch);
     } else {

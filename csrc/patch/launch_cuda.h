@@ -56,10 +56,10 @@ const char* launch_plan(const MultiblockPlan& plan, const PlanBatch& batch, cons
 // Shared memory that a block has without asking for more, but for what kernels declare.
 constexpr int64_t kSharedBytes = 47 << 10;
 
-// Threads for a row of so many packs: two to four packs for each.
-inline int32_t row_threads(int64_t packs) {
+// Threads for a row of so many packs, at most `most` packs for each where they are enough.
+inline int32_t row_threads(int64_t packs, int64_t most = 4) {
   int32_t threads = 4;
-  while (threads < kThreads && threads * 4 < packs) threads *= 2;
+  while (threads < kThreads && threads * most < packs) threads *= 2;
   return threads;
 }
 
@@ -90,7 +90,7 @@ Layout plan_layout(const Plan& plan, const PlanBatch& batch, const Device& devic
   layout.teams = 1;
   layout.bytes = scratch_words(plan, layout.threads) * 8;
   layout.in_global = layout.bytes > kSharedBytes;
-  layout.blocks = batch.batch;
+  layout.blocks = least<int64_t>(batch.batch, 0x7fffffff);  // a block draws more than one then
   if (layout.in_global) layout.blocks = least<int64_t>(layout.blocks, 2 * device.multiprocessors);
   return layout;
 }

@@ -12,6 +12,22 @@ namespace patch {
 // GPU. The same on all, so that bits do not depend on it.
 constexpr int64_t kMostLossTeams = 8192;
 
+// What levels_team.h needs of a launch: numbers that every row would find anew.
+constexpr int kColors = 3;
+constexpr int kLevelPixels = 256;  // of a patch, at most: sums of squares times them fit 32 bits
+constexpr int kLevelScratch = 24;  // floats, beside the target
+struct LevelChannel {
+  double scale, shift, inverse, square;  // inverse: 1 / scale
+};
+struct LevelRule {
+  bool applies;
+  Divisor rows;                             // of a sample
+  int32_t pred_stride[2], image_stride[4];  // sample and row; sample and patches along each axis
+  double area, inverse_area, inverse_area_less, width, inverse_width_less;  // less: of one less
+  double between[kColors];  // what a distance of means counts, of channel c from those before it
+  LevelChannel channel[kColors];
+};
+
 struct LossBatch {
   Pixels pixels;
   DevicePlan plan;
@@ -24,11 +40,13 @@ struct LossBatch {
   bool removed_only, norm_pix, channels_last;
   Kind kind;
   Statistics statistics;
+  LevelRule levels;
 
   FASTSSL_HD int64_t rows_each() const { return plan.length - (removed_only ? plan.keep : 0); }
   FASTSSL_HD int64_t rows() const { return plan.batch * rows_each(); }
   // Elements of the compute type that a team works in.
   FASTSSL_HD int64_t scratch() const {
+    if (levels.applies) return pixels.width() + kLevelScratch;
     return int64_t(pixels.width()) * (kind == Kind::kCosine ? 2 : 1);
   }
 };
@@ -133,9 +151,9 @@ struct Target {
   }
 
   template <class Source>
-  FASTSSL_COLD void make(int64_t b, int64_t l) const {
+  FASTSSL_COLD void make(int64_t begin) const {
     const Pixels& p = batch.pixels;
-    const Source* from = static_cast<const Source*>(p.data) + p.begin(b, l);
+    const Source* from = static_cast<const Source*>(p.data) + begin;
     const double n = p.area();
     double mean = 0, squares = 0;  // of the channels so far
     for (int32_t c = 0; c < p.channels; ++c) {
@@ -159,18 +177,19 @@ struct Target {
     for (int32_t c = 0; c < p.channels; ++c) normalize(c, mean, factor);
   }
 
-  FASTSSL_TEAM void make(int64_t b, int64_t l) const {
+  // Of the patch whose first pixel is at `begin`.
+  FASTSSL_TEAM void make(int64_t begin) const {
     switch (batch.pixels.source) {
       case kUint8Source:
-        return make<uint8_t>(b, l);
+        return make<uint8_t>(begin);
       case int32_t(DType::kFloat64):
-        return make<double>(b, l);
+        return make<double>(begin);
       case int32_t(DType::kFloat32):
-        return make<float>(b, l);
+        return make<float>(begin);
       case int32_t(DType::kFloat16):
-        return make<Half>(b, l);
+        return make<Half>(begin);
       default:
-        return make<BFloat>(b, l);
+        return make<BFloat>(begin);
     }
   }
 };
@@ -197,9 +216,8 @@ struct PredRow {
   int64_t stride;
   T* gradient;
 
-  FASTSSL_TEAM Pack<T, kCount> load(int64_t i) const {
-    if constexpr (kCount == 1) return load_pack<1>(from + i * stride);
-    return load_pack<kCount>(from + i * kCount);
+  FASTSSL_TEAM Raw<T, kCount> load(int64_t i) const {
+    return load_raw<kCount>(from + i * (kCount == 1 ? stride : kCount));
   }
 };
 
@@ -213,9 +231,10 @@ FASTSSL_COLD double compare(const Team& team, const LossBatch& batch, const Pred
   double total = 0;
   constexpr int kAhead = 2;
   for (int32_t i = team.rank; i < packs; i += kAhead * team.size) {
-    Pack<T, kCount> x[kAhead];
+    Raw<T, kCount> x[kAhead];
     FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
-      x[a] = i + a * team.size < packs ? row.load(i + a * team.size) : Pack<T, kCount>{};
+      x[a] = {};
+      if (i + a * team.size < packs) x[a] = row.load(i + a * team.size);
     }
     FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
       const int32_t at = i + a * team.size;
@@ -225,7 +244,7 @@ FASTSSL_COLD double compare(const Team& team, const LossBatch& batch, const Pred
       C some = 0;
       FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) {
         C slope;
-        some += distance(batch.kind, C(widened(x[a].x[k])) - t.x[k], &slope);
+        some += distance(batch.kind, C(number_at(x[a], k)) - t.x[k], &slope);
         narrow(slope * factor, &gradient.x[k]);
       }
       total += double(some);
@@ -249,7 +268,7 @@ FASTSSL_COLD double compare_angle(const Team& team, const LossBatch& batch,
     const auto t = load_pack<kCount>(target + i * kCount);
     Pack<C, kCount> wide;
     FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) {
-      const C p = wide.x[k] = C(widened(x.x[k]));
+      const C p = wide.x[k] = C(widened(x[k]));
       products += double(p) * double(t.x[k]);
       preds += double(p) * double(p);
       targets += double(t.x[k]) * double(t.x[k]);
@@ -305,7 +324,7 @@ FASTSSL_TEAM void loss_rows(const Team& team, const LossBatch& batch, int64_t nu
       }
       continue;
     }
-    target.make(b, l);
+    target.make(batch.pixels.begin(b, l));
     team.sync();
     if (batch.kind == Kind::kCosine) {
       total += compare_angle<T, kCount>(team, batch, row, scratch, scratch + width, weight);
@@ -323,7 +342,14 @@ FASTSSL_TEAM void sum_losses(const Team& team, const LossBatch& batch) {
   const double count = removed_count(team, batch.plan);
   const int32_t width = batch.kind == Kind::kCosine ? 1 : batch.pixels.width();
   double total = 0;
-  team.for_each(batch.teams, [&](int64_t i) { total += batch.partial[i]; });
+  constexpr int kAhead = 8;
+  for (int64_t i = team.rank; i < batch.teams; i += kAhead * team.size) {
+    double some[kAhead];
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+      some[a] = i + a * team.size < batch.teams ? batch.partial[i + a * team.size] : 0;
+    }
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) total += some[a];
+  }
   total = team.sum(total);
   if (team.rank == 0) *static_cast<C*>(batch.loss) = C(total / (count * width));
 }

@@ -31,6 +31,7 @@ inline int64_t size_of(DType type) {
   return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
 }
 inline int64_t count_of(DType type) { return 16 / size_of(type); }
+inline int64_t sum_count_of(DType type) { return type == DType::kFloat64 ? 1 : count_of(type) / 2; }
 inline int64_t compute_size(DType type) { return type == DType::kFloat64 ? 8 : 4; }
 
 // Offsets inside a patch fit 32 bits.
@@ -61,10 +62,14 @@ inline Pixels pixels_of(const Images& images, const Normalization& norm, const d
     p.grid[i] = int32_t(images.grid[i]);
     p.patch[i] = int32_t(images.patch[i]);
   }
+  p.grid_rows = divisor_of(std::max(p.grid[1], 1));
+  p.grid_columns = divisor_of(std::max(p.grid[2], 1));
   p.table = table;
   for (int c = 0; c < p.channels && c < kChannelsByValue; ++c) {
     p.scale[c] = norm.scale[size_t(c)];
     p.shift[c] = norm.shift[size_t(c)];
+    p.scale32[c] = float(p.scale[c]);
+    p.shift32[c] = float(p.shift[c]);
   }
   return p;
 }
@@ -85,6 +90,7 @@ inline GatherBatch gather_batch(const Plan& plan, const Pixels& pixels, Order or
   GatherBatch batch{};
   batch.pixels = pixels;
   batch.plan = device_plan(plan);
+  batch.keeps = row_divisor(plan.keep);
   batch.channels_last = order == Order::kPqc;
   const int32_t sizes[3] = {pixels.patch[2], pixels.patch[1], pixels.patch[0]};
   const int32_t strides[3] = {pixels.stride[2], pixels.stride[1], pixels.stride[0]};
@@ -95,6 +101,7 @@ inline GatherBatch gather_batch(const Plan& plan, const Pixels& pixels, Order or
     batch.stride[digit] = strides[i];
     if (digit < 3) batch.radix[digit] = sizes[i];
   }
+  for (int i = 0; i < 3; ++i) batch.divisor[i] = divisor_of(std::max(batch.radix[i], 1));
   batch.out = out;
   const int64_t size = pixels.source == kUint8Source ? 1 : size_of(DType(pixels.source));
   batch.packed = !batch.channels_last && strides[0] == 1 &&
@@ -109,6 +116,7 @@ inline bool gather_is_packed(const GatherBatch& batch, DType type) {
 }
 
 inline TokensBatch tokens_batch(const TokensJob& job, bool restores) {
+  STD_TORCH_CHECK(job.width < int64_t(1) << 30, "a token must have fewer than 2^30 numbers");
   TokensBatch batch{};
   batch.plan = device_plan(job.plan);
   batch.x = {job.x, {job.x_stride[0], job.x_stride[1], job.x_stride[2]}};
@@ -117,6 +125,8 @@ inline TokensBatch tokens_batch(const TokensJob& job, bool restores) {
   batch.width = job.width;
   batch.prefix = job.prefix;
   batch.restores = restores;
+  batch.samples_first = restores && job.pos;
+  batch.divisor = row_divisor(batch.samples_first ? job.plan.batch : batch.rows_each());
   batch.out = job.out;
   return batch;
 }
@@ -146,8 +156,46 @@ inline SumBatch sum_batch(const TokensJob& job) {
 }
 
 inline bool sum_is_packed(const TokensJob& job) {
-  return job.x_stride[2] == 1 && is_packed(job.x, size_of(job.x_dtype), count_of(job.x_dtype),
+  return job.x_stride[2] == 1 && is_packed(job.x, size_of(job.x_dtype), sum_count_of(job.x_dtype),
                                            job.width, {job.x_stride[0], job.x_stride[1]});
+}
+
+inline bool loss_is_packed(const LossJob& job) {
+  const int64_t size = size_of(job.dtype), count = count_of(job.dtype), width = job.images.width();
+  return job.pred_stride[2] == 1 &&
+         is_packed(job.pred, size, count, width, {job.pred_stride[0], job.pred_stride[1]}) &&
+         is_packed(job.gradient, size, count, width, {});
+}
+
+// Whether levels_team.h computes it, and with what.
+inline LevelRule level_rule(const LossJob& job, const Pixels& p) {
+  LevelRule rule{};
+  const int64_t strides[] = {job.pred_stride[0], job.pred_stride[1], p.batch_stride,
+                             p.apart[0],         p.apart[1],         p.apart[2]};
+  bool strides_fit = true;
+  for (const int64_t stride : strides) strides_fit &= stride == int32_t(stride);
+  const int64_t rows = job.plan.batch * (job.plan.length - (job.removed_only ? job.plan.keep : 0));
+  rule.applies = p.source == kUint8Source && p.channels == kColors && p.area() <= kLevelPixels &&
+                 job.kind != Kind::kCosine && job.dtype != DType::kFloat64 && loss_is_packed(job) &&
+                 0 < rows && rows + kMostLossTeams < int64_t(1) << 31 && strides_fit &&
+                 p.stride[2] == 1 &&
+                 is_packed(p.data, 1, 8, p.patch[2],
+                           {p.batch_stride, p.apart[0], p.apart[1], p.apart[2], p.channel_stride,
+                            p.stride[0], p.stride[1]});
+  if (!rule.applies) return rule;
+  rule.rows = divisor_of(int32_t(rows / job.plan.batch));
+  for (int i = 0; i < 2; ++i) rule.pred_stride[i] = int32_t(strides[i]);
+  for (int i = 0; i < 4; ++i) rule.image_stride[i] = int32_t(strides[2 + i]);
+  rule.area = p.area();
+  rule.width = p.width();
+  rule.inverse_area = 1 / rule.area;
+  rule.inverse_area_less = 1 / (rule.area - 1);
+  rule.inverse_width_less = 1 / (rule.width - 1);
+  for (int c = 0; c < kColors; ++c) {
+    rule.between[c] = rule.area * c / (c + 1);
+    rule.channel[c] = {p.scale[c], p.shift[c], 1 / p.scale[c], p.scale[c] * p.scale[c]};
+  }
+  return rule;
 }
 
 // `partial` and `loss` are still to be set.
@@ -163,15 +211,9 @@ inline LossBatch loss_batch(const LossJob& job, const Pixels& pixels) {
   batch.channels_last = job.order == Order::kPqc;
   batch.kind = job.kind;
   batch.statistics = job.statistics;
+  batch.levels = level_rule(job, pixels);
   batch.teams = loss_teams(batch, compute_size(job.dtype));
   return batch;
-}
-
-inline bool loss_is_packed(const LossJob& job) {
-  const int64_t size = size_of(job.dtype), count = count_of(job.dtype), width = job.images.width();
-  return job.pred_stride[2] == 1 &&
-         is_packed(job.pred, size, count, width, {job.pred_stride[0], job.pred_stride[1]}) &&
-         is_packed(job.gradient, size, count, width, {});
 }
 
 inline TokenBatch token_batch(const Tensor& ids, const std::optional<Tensor>& special,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/host_team.h"
+#include "patch/levels_team.h"
 #include "patch/operator_cuda.h"
 #include "patch/plan_operator.h"
 #include "patch/plan_team.h"
@@ -47,7 +48,13 @@ void with_packs(DType type, bool packed, const F& f) {
   });
 }
 
-constexpr int64_t kTeams = 3;  // that share out what has no number of teams
+// Which teams run of those that share out rows, and how many there are: all of three. A test of
+// rows that are far from the first lets run the team alone that has the last.
+struct Share {
+  int64_t begin = 0, end = 3, teams = 3;
+} share;
+
+void patch_team_share(int64_t begin, int64_t end, int64_t teams) { share = {begin, end, teams}; }
 
 Tensor patch_gather_team(const Tensor& images, const Tensor& shuffle, const Tensor& restore,
                          const std::optional<Tensor>& lengths, int64_t keep,
@@ -68,10 +75,10 @@ Tensor patch_gather_team(const Tensor& images, const Tensor& shuffle, const Tens
   HostStage stage(int32_t(threads), turns);
   with_packs(to, gather_is_packed(batch, to), [&](auto out_type, auto count) {
     const auto run = [&](auto source) {
-      for (int64_t n = 0; n < kTeams; ++n) {
+      for (int64_t n = share.begin; n < share.end; ++n) {
         stage.run([&](const HostTeam& team) {
-          gather_rows<decltype(source), decltype(out_type), decltype(count)::value>(team, batch, n,
-                                                                                    kTeams, failed);
+          gather_rows<decltype(source), decltype(out_type), decltype(count)::value>(
+              team, batch, n, share.teams, failed);
         });
       }
     };
@@ -89,10 +96,11 @@ void run_tokens(const TokensJob& job, bool restores, int64_t turns, int64_t thre
   const auto run = [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
-    for (int64_t n = 0; n < kTeams; ++n) {
+    for (int64_t n = share.begin; n < share.end; ++n) {
       stage.run([&](const HostTeam& team) {
-        tokens_are_packed(job) ? token_rows<In, Out, kPackOf<Out>>(team, batch, n, kTeams, failed)
-                               : token_rows<In, Out, 1>(team, batch, n, kTeams, failed);
+        tokens_are_packed(job)
+            ? token_rows<In, Out, kPackOf<Out>>(team, batch, n, share.teams, failed)
+            : token_rows<In, Out, 1>(team, batch, n, share.teams, failed);
       });
     }
   };
@@ -145,11 +153,13 @@ Tensor patch_sum_removed_team(const Tensor& x, const Tensor& shuffle, const Tens
   batch.partial = partial.as<double>();
   batch.out = out.mutable_data_ptr();
   HostStage stage(int32_t(threads), turns);
-  with_packs(job.x_dtype, sum_is_packed(job), [&](auto in, auto count) {
+  with_type(job.x_dtype, [&](auto in) {
     using In = decltype(in);
     for (int64_t n = 0; n < batch.chunks; ++n) {
-      stage.run(
-          [&](const HostTeam& team) { sum_chunk<In, decltype(count)::value>(team, batch, n); });
+      stage.run([&](const HostTeam& team) {
+        sum_is_packed(job) ? sum_chunk<In, kSumPackOf<In>>(team, batch, n)
+                           : sum_chunk<In, 1>(team, batch, n);
+      });
     }
     for (int64_t n = 0; n * kTileColumns < batch.width; ++n) {
       Filled scratch(threads * 8);
@@ -185,9 +195,16 @@ std::tuple<Tensor, Tensor> patch_loss_team(
   HostStage stage(int32_t(threads), turns);
   with_packs(job.dtype, loss_is_packed(job), [&](auto x, auto count) {
     using T = decltype(x);
-    for (int64_t n = 0; n < batch.teams; ++n) {
+    const int64_t first = share.begin == 0 ? 0 : batch.teams - 1;
+    for (int64_t n = first; n < batch.teams; ++n) {
       Filled scratch(batch.scratch() * int64_t(sizeof(Compute<T>)));
       stage.run([&](const HostTeam& team) {
+        if constexpr (sizeof(T) < 8 && decltype(count)::value > 1) {
+          if (batch.levels.applies) {
+            return level_rows<T, decltype(count)::value, 32>(team, batch, n, scratch.as<float>(),
+                                                             failed);
+          }
+        }
         loss_rows<T, decltype(count)::value>(team, batch, n, scratch.as<Compute<T>>(), failed);
       });
     }
@@ -203,8 +220,8 @@ void patch_scale_team_(Tensor x, const Tensor& by) {
                          int64_t(x.numel())};
   const bool packed = is_packed(batch.x, size_of(type), count_of(type), batch.count, {});
   with_packs(type, packed, [&](auto element, auto count) {
-    for (int64_t n = 0; n < kTeams; ++n) {
-      scale_packs<decltype(element), decltype(count)::value>(batch, n, kTeams);
+    for (int64_t n = share.begin; n < share.end; ++n) {
+      scale_packs<decltype(element), decltype(count)::value>(batch, n, share.teams);
     }
   });
 }
@@ -217,10 +234,10 @@ Tensor patch_tiles_team(const Tensor& images, const Tensor& corners, int64_t hei
   HostStage stage(int32_t(threads), turns);
   const auto run = [&](auto x) {
     using T = decltype(x);
-    for (int64_t n = 0; n < kTeams; ++n) {
+    for (int64_t n = share.begin; n < share.end; ++n) {
       stage.run([&](const HostTeam& team) {
-        t.height* t.width % kPackOf<T> == 0 ? tile_planes<T, kPackOf<T>>(team, t, n, kTeams)
-                                            : tile_planes<T, 1>(team, t, n, kTeams);
+        t.height* t.width % kPackOf<T> == 0 ? tile_planes<T, kPackOf<T>>(team, t, n, share.teams)
+                                            : tile_planes<T, 1>(team, t, n, share.teams);
       });
     }
   };
@@ -242,7 +259,7 @@ std::tuple<Tensor, Tensor> patch_mask_tokens_team(
   const Tensor labels = torch::stable::new_empty(ids, ids.sizes());
   const TokenBatch batch =
       token_batch(ids, special, sample_ids, step, step_value, seed, rule, inputs, labels);
-  for (int64_t n = 0; n < kTeams; ++n) mask_tokens(batch, n, kTeams);
+  for (int64_t n = share.begin; n < share.end; ++n) mask_tokens(batch, n, share.teams);
   return {inputs, labels};
 }
 
@@ -251,7 +268,8 @@ void draw_team(const Family& plan, const PlanBatch& batch, int64_t turns, int64_
   HostStage stage(int32_t(threads), turns);
   Filled scratch(scratch_words(plan, int32_t(threads)) * 8);
   stage.run([&](const HostTeam& team) {
-    for (int64_t b = 0; b < batch.batch; ++b) {  // as a block that draws several samples
+    const int64_t first = share.begin == 0 ? 0 : batch.batch - 1;
+    for (int64_t b = first; b < batch.batch; ++b) {  // as a block that draws several samples
       draw_plan(team, plan, batch, b, scratch.as<uint64_t>());
       team.sync();
     }
@@ -329,6 +347,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastssl, m) {
   m.def("patch_loss_team(Tensor images, Tensor pred, " FASTSSL_PLAN
         "int[] patch, float[] mean, float[] std, bool norm_pix, int kind, int statistics, "
         "int order, float upstream, " FASTSSL_TURNS ", int teams) -> (Tensor, Tensor)");
+  m.def("patch_team_share(int begin, int end, int teams) -> ()");
   m.def("patch_scale_team_(Tensor(a!) x, Tensor by) -> ()");
   m.def("patch_tiles_team(Tensor images, Tensor corners, int height, int width, " FASTSSL_TURNS
         ") -> Tensor");
@@ -363,6 +382,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
   m.impl("patch_blocks_team", TORCH_BOX(&patch::patch_blocks_team));
   m.impl("patch_inverse_block_team", TORCH_BOX(&patch::patch_inverse_block_team));
   m.impl("patch_multiblock_team", TORCH_BOX(&patch::patch_multiblock_team));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CompositeExplicitAutograd, m) {
+  m.impl("patch_team_share", TORCH_BOX(&patch::patch_team_share));
 }
 
 }  // namespace fastssl

@@ -32,25 +32,52 @@ FASTSSL_HD inline uint64_t columns_of(int32_t w, int32_t begin, int32_t end) {
   return begin < end ? ~uint64_t(0) >> (64 - (end - begin)) << begin : 0;
 }
 
+// Where key `i` is: in every other row of the 32 banks backwards, so that the keys which half a
+// warp compares, 1, 2, 4 or 8 apart, are all in banks of their own. One thread has them in order.
+template <class Team>
+FASTSSL_TEAM int32_t key_place(const Team& team, int32_t i) {
+  return team.size == 1 ? i : i ^ (-(i >> 4 & 1) & 15);
+}
+
+// A barrier for what the 32 threads of a warp alone have written.
+template <class Team>
+FASTSSL_TEAM void sync_warp(const Team& team) {
+  team.sync();
+}
+#ifdef __CUDACC__
+FASTSSL_TEAM inline void sync_warp(const CudaTeam&) { __syncwarp(); }
+#endif
+
 // Sorts distinct keys; there is room for a power of two of them. (A bitonic network: Batcher 1968.)
+// Keys up to kNear apart are one warp's: its 32 threads have 64 keys that follow each other.
 template <class Team>
 FASTSSL_TEAM void sort_keys(const Team& team, uint64_t* keys, int64_t count) {
-  const int64_t padded = power_of_two(count);
-  team.for_each(padded - count, [&](int64_t i) { keys[count + i] = ~uint64_t(0); });
+  constexpr int32_t kNear = 32;
+  const int32_t padded = int32_t(power_of_two(count));
+  for (int32_t i = int32_t(count) + team.rank; i < padded; i += team.size) {
+    keys[key_place(team, i)] = ~uint64_t(0);
+  }
   team.sync();
-  for (int64_t run = 2; run <= padded; run *= 2) {
-    for (int64_t apart = run / 2; apart > 0; apart /= 2) {
-      team.for_each(padded / 2, [&](int64_t i) {
-        const int64_t a = (i & ~(apart - 1)) * 2 + (i & (apart - 1)), b = a + apart;
+  for (int32_t run = 2; run <= padded; run *= 2) {
+    for (int32_t apart = run / 2; apart > 0; apart /= 2) {
+      for (int32_t i = team.rank; i < padded / 2; i += team.size) {
+        const int32_t first = (i & ~(apart - 1)) * 2 + (i & (apart - 1));
+        const int32_t a = key_place(team, first), b = key_place(team, first + apart);
         const uint64_t x = keys[a], y = keys[b];
-        if ((x > y) == ((a & run) == 0)) {
+        if ((x > y) == ((first & run) == 0)) {
           keys[a] = y;
           keys[b] = x;
         }
-      });
-      team.sync();
+      }
+      const int32_t next = apart > 1 ? apart / 2 : run;
+      if (apart > kNear || next > kNear) {
+        team.sync();
+      } else {
+        sync_warp(team);
+      }
     }
   }
+  team.sync();
 }
 
 // Orders a complete mask, the kept patches before the removed ones; returns how many are kept.
@@ -90,14 +117,14 @@ FASTSSL_TEAM void draw_plan(const Team& team, const RandomPlan& plan, const Plan
   team.for_each((cells + 3) / 4, [&](int64_t n) {
     const Words x = draws.block(uint32_t(n));
     for (int64_t i = 4 * n; i < least(cells, 4 * n + 4); ++i) {
-      keys[i] = uint64_t(x.word[i - 4 * n]) << 32 | uint64_t(i);
+      keys[key_place(team, int32_t(i))] = uint64_t(x.word[i - 4 * n]) << 32 | uint64_t(i);
     }
   });
   team.sync();
   sort_keys(team, keys, cells);
   if (plan.shuffled()) {
     team.for_each(cells, [&](int64_t i) {
-      const int64_t p = int64_t(uint32_t(keys[i]));
+      const int64_t p = int64_t(uint32_t(keys[key_place(team, int32_t(i))]));
       row.shuffle[i] = p;
       row.restore[p] = i;
       row.mask[p] = i >= keep;
@@ -107,7 +134,7 @@ FASTSSL_TEAM void draw_plan(const Team& team, const RandomPlan& plan, const Plan
   const int32_t *grid = plan.grid, *cell = plan.cell;
   const int32_t down = grid[1] / cell[1], across = grid[2] / cell[2];
   team.for_each(cells, [&](int64_t i) {
-    const int32_t c = int32_t(uint32_t(keys[i]));
+    const int32_t c = int32_t(uint32_t(keys[key_place(team, int32_t(i))]));
     const int32_t frame = c / (down * across) * cell[0], top = c / across % down * cell[1];
     const int32_t left = c % across * cell[2];
     for (int32_t f = frame; f < frame + cell[0]; ++f) {

@@ -12,6 +12,10 @@ struct TokensBatch {
   Rows x;                   // [batch, prefix + L or K, width]
   const void *token, *pos;  // in the compute type; may be null
   int64_t width, prefix;
+  RowDivisor divisor;  // by samples, or by rows of each
+  // Rows of one position follow each other, so that it comes from the cache nearby: positions in
+  // the compute type are more than all that tokens of bfloat16 read and write.
+  bool samples_first;
   bool restores;  // else gathers
   void* out;      // [batch, prefix + (restores ? L : K), width], contiguous
 
@@ -59,49 +63,63 @@ FASTSSL_TEAM void find_row(const TokensBatch& batch, int64_t b, int64_t j, int64
   }
 }
 
+// load(e) is a pack of what goes to `to` from element `e` on, plus `pos` where that is not null.
+template <int kCount, class Team, class Out, class Load>
+FASTSSL_TEAM void write_token(const Team& team, int32_t width, const Compute<Out>* pos, Out* to,
+                              const Load& load) {
+  using C = Compute<Out>;
+  constexpr int kAhead = kCount == 1 ? 4 : 2;
+  for (int32_t i = team.rank; i < width / kCount; i += kAhead * team.size) {
+    decltype(load(0)) x[kAhead];
+    Raw<C, kCount> add[kAhead];
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+      const int32_t e = (i + a * team.size) * kCount;
+      x[a] = {};
+      add[a] = {};
+      if (e >= width) continue;
+      if (pos) add[a] = load_raw<kCount>(pos + e);
+      x[a] = load(e);
+    }
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+      const int32_t e = (i + a * team.size) * kCount;
+      if (e >= width) return;
+      Pack<Out, kCount> pack;
+      FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) {
+        C number = C(number_at(x[a], k));
+        if (pos) number += add[a][k];
+        narrow(number, &pack.x[k]);
+      }
+      store_pack(to + e, pack);
+    }
+  }
+}
+
+// Row `n` of those that `divisor` counts.
 template <class In, class Out, int kCount, class Team, class Fail>
-FASTSSL_TEAM void token_row(const Team& team, const TokensBatch& batch, int64_t row,
+FASTSSL_TEAM void token_row(const Team& team, const TokensBatch& batch, int64_t n,
                             const Fail& fail) {
   using C = Compute<Out>;
-  const int64_t each = batch.rows_each(), b = row / each;
+  const int64_t some = batch.divisor.sample(n), other = n - some * batch.divisor.each;
+  const int64_t b = batch.samples_first ? other : some, j = batch.samples_first ? some : other;
   int64_t source, position;
-  find_row(batch, b, row - b * each, &source, &position, fail);
+  find_row(batch, b, j, &source, &position, fail);
   const In* from = nullptr;
   if (source >= 0) {
     from =
         static_cast<const In*>(batch.x.data) + b * batch.x.stride[0] + source * batch.x.stride[1];
   }
-  const C* token = source < 0 && batch.restores ? static_cast<const C*>(batch.token) : nullptr;
   const C* pos = nullptr;
   if (position >= 0 && batch.pos) pos = static_cast<const C*>(batch.pos) + position * batch.width;
-  Out* to = static_cast<Out*>(batch.out) + row * batch.width;
-  const int64_t packs = batch.width / kCount;
-  constexpr int kAhead = 4;
-  for (int64_t i = team.rank; i < packs; i += kAhead * team.size) {
-    Pack<C, kCount> x[kAhead];
-    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
-      const int64_t e = (i + a * team.size) * kCount;
-      x[a] = {};
-      if (e >= batch.width) continue;
-      if (from) {
-        const auto pack = kCount == 1 ? load_pack<kCount>(from + e * batch.x.stride[2], 1)
-                                      : load_pack<kCount>(from + e);
-        FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) x[a].x[k] = C(widened(pack.x[k]));
-      } else if (token) {
-        x[a] = load_pack<kCount>(token + e);
-      }
-    }
-    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
-      const int64_t e = (i + a * team.size) * kCount;
-      if (e >= batch.width) continue;
-      if (pos) {
-        const auto add = load_pack<kCount>(pos + e);
-        FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) x[a].x[k] += add.x[k];
-      }
-      Pack<Out, kCount> pack;
-      FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) narrow(x[a].x[k], &pack.x[k]);
-      store_pack(to + e, pack);
-    }
+  Out* to = static_cast<Out*>(batch.out) + (b * batch.rows_each() + j) * batch.width;
+  if (from) {
+    const int64_t stride = kCount == 1 ? batch.x.stride[2] : 1;
+    write_token<kCount>(team, int32_t(batch.width), pos, to,
+                        [&](int32_t e) { return load_raw<kCount>(from + e * stride); });
+  } else {
+    const C* token = batch.restores ? static_cast<const C*>(batch.token) : nullptr;
+    write_token<kCount>(team, int32_t(batch.width), pos, to, [&](int32_t e) {
+      return token ? load_raw<kCount>(token + e) : Raw<C, kCount>{};
+    });
   }
 }
 
@@ -113,31 +131,52 @@ FASTSSL_TEAM void token_rows(const Team& team, const TokensBatch& batch, int64_t
   }
 }
 
+// 8 bytes of a row for each thread: more warps then, each with many rows on their way.
+template <class T>
+constexpr int kSumPackOf = sizeof(T) == 8 ? 1 : 8 / int(sizeof(T));
+
 // The removed rows of chunk `chunk`, each thread with columns of its own.
 template <class In, int kCount, class Team>
 FASTSSL_TEAM void sum_chunk(const Team& team, const SumBatch& batch, int64_t chunk) {
   const DevicePlan& plan = batch.plan;
   const int64_t begin = chunk * batch.chunk;
   const int64_t end = least(begin + batch.chunk, plan.batch * plan.length);
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 8;
   team.for_each(batch.width / kCount, [&](int64_t i) {
     double sum[kCount] = {};
-    for (int64_t first = begin; first < end; first += kAhead) {
-      Pack<In, kCount> x[kAhead];
-      FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
-        const int64_t row = first + a;
-        x[a] = {};
-        if (row >= end) continue;
-        const int64_t b = row / plan.length, l = row - b * plan.length;
-        if (plan.restore[row] < plan.kept(b)) continue;
-        const In* from = static_cast<const In*>(batch.x.data) + b * batch.x.stride[0] +
-                         (batch.prefix + l) * batch.x.stride[1];
-        x[a] = kCount == 1 ? load_pack<kCount>(from + i * batch.x.stride[2], 1)
-                           : load_pack<kCount>(from + i * kCount);
+    int64_t b = begin / plan.length;
+    for (int64_t row = begin; row < end; ++b) {  // the rows of a sample
+      const int32_t count = int32_t(least(end, (b + 1) * plan.length) - row);
+      const int64_t* places = plan.restore + row;
+      const int64_t kept = plan.kept(b), stride = batch.x.stride[1];
+      const In* from = static_cast<const In*>(batch.x.data) + b * batch.x.stride[0] +
+                       (batch.prefix + row - b * plan.length) * stride +
+                       i * (kCount == 1 ? batch.x.stride[2] : kCount);
+      int64_t place[kAhead];
+      const auto look = [&](int32_t first) {
+        FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+          place[a] = first + a < count ? places[first + a] : -1;
+        }
+      };
+      look(0);
+      FASTSSL_ROLLED for (int32_t first = 0; first < count; first += kAhead) {
+        Raw<In, kCount> x[kAhead];
+        uint32_t taken = 0;
+        FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+          x[a] = {};
+          if (place[a] >= kept) {
+            x[a] = load_raw<kCount>(from);
+            taken |= 1u << a;
+          }
+          from += stride;
+        }
+        look(first + kAhead);  // while those are on their way
+        FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+          if ((taken >> a & 1) == 0) continue;
+          FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) sum[k] += double(number_at(x[a], k));
+        }
       }
-      FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
-        FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) sum[k] += double(widened(x[a].x[k]));
-      }
+      row += count;
     }
     FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) {
       batch.partial[chunk * batch.width + i * kCount + k] = sum[k];
@@ -145,10 +184,10 @@ FASTSSL_TEAM void sum_chunk(const Team& team, const SumBatch& batch, int64_t chu
   });
 }
 
-constexpr int32_t kTileColumns = 32;
+constexpr int32_t kTileColumns = 8;
 
-// Adds the chunks of 32 columns from `tile` * 32 on. `scratch` has a number for each thread, of
-// which there are a multiple of 32.
+// Adds the chunks of 8 columns from `tile` * 8 on. `scratch` has a number for each thread, of which
+// there are a multiple of 8.
 template <class C, class Team>
 FASTSSL_TEAM void sum_chunks(const Team& team, const SumBatch& batch, int64_t tile,
                              double* scratch) {
@@ -156,8 +195,14 @@ FASTSSL_TEAM void sum_chunks(const Team& team, const SumBatch& batch, int64_t ti
   const int32_t groups = team.size / kTileColumns;
   double sum = 0;
   if (column < batch.width) {
-    for (int64_t c = team.rank / kTileColumns; c < batch.chunks; c += groups) {
-      sum += batch.partial[c * batch.width + column];
+    constexpr int kAhead = 8;
+    for (int64_t c = team.rank / kTileColumns; c < batch.chunks; c += kAhead * groups) {
+      double some[kAhead];
+      FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+        const int64_t at = c + a * groups;
+        some[a] = at < batch.chunks ? batch.partial[at * batch.width + column] : 0;
+      }
+      FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) sum += some[a];
     }
   }
   scratch[team.rank] = sum;
@@ -189,10 +234,22 @@ FASTSSL_TEAM void scale_packs(const ScaleBatch& batch, int64_t first, int64_t st
   const C by = value_at<C>(batch.by, batch.by_type);
   if (by == C(1)) return;
   T* x = static_cast<T*>(batch.x);
-  for (int64_t i = first; i < batch.count / kCount; i += stride) {
-    auto pack = load_pack<kCount>(x + i * kCount);
-    FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) narrow(C(widened(pack.x[k])) * by, &pack.x[k]);
-    store_pack(x + i * kCount, pack);
+  const int64_t packs = batch.count / kCount;
+  constexpr int kAhead = 4;
+  for (int64_t i = first; i < packs; i += kAhead * stride) {
+    Raw<T, kCount> from[kAhead];
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+      from[a] = {};
+      if (i + a * stride < packs) from[a] = load_raw<kCount>(x + (i + a * stride) * kCount);
+    }
+    FASTSSL_UNROLL for (int a = 0; a < kAhead; ++a) {
+      if (i + a * stride >= packs) return;
+      Pack<T, kCount> pack;
+      FASTSSL_UNROLL for (int k = 0; k < kCount; ++k) {
+        narrow(C(number_at(from[a], k)) * by, &pack.x[k]);
+      }
+      store_pack(x + (i + a * stride) * kCount, pack);
+    }
   }
 }
 

@@ -188,6 +188,11 @@ class Replayed:
     def _captured(self) -> Callable[[], dict[str, Tensor]]:
         try:
             return self.graphs.capture(self._take)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                "cuda_graph: no memory left for a recording, which keeps a pool of its own; train "
+                "without, or with a smaller batch"
+            ) from error
         # Libraries raise what they like; what they say is of a call that a graph cannot hold.
         except Exception as error:
             first = error

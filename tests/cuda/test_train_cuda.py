@@ -167,9 +167,11 @@ def test_replays_do_not_wait_for_the_device(parts):
 
 def test_a_step_that_waits_is_an_error():
     """In a process of its own: after a recording that failed, torch is not what it was."""
-    code = "import test_train_cuda as t; t.SimCLRStep(t.loaded(), 'captured', ask=True).run()"
-    command, here = [sys.executable, "-c", code], Path(__file__).parent
-    ended = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300)
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import test_train_cuda as t; "
+    code += "t.SimCLRStep(t.loaded(), 'captured', ask=True).run()"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 1 and "cuda_graph: this step cannot be recorded" in ended.stderr
 
 

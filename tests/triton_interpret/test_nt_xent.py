@@ -5,7 +5,13 @@ import torch
 
 import fastssl
 from fastssl.ops.nt_xent import reference, triton
-from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles
+from fastssl.ops.nt_xent.triton_tiles import (
+    MOST_PARTS,
+    Tile,
+    Tiles,
+    most_tiles,
+    share_triangle,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for inf and NaN
 
@@ -22,15 +28,17 @@ def small_tiles(monkeypatch, request):
     if "real_tiles" in request.keywords:
         return
     by_memory = Tiles(
-        Tile(32, 64, 128, 1, 1), weights=Tile(64, 64, 128, 1, 1), product=Tile(32, 128, 32, 1, 1)
-    )
+        Tile(32, 64, 128, 1, 1), weights=Tile(64, 64, 128, 1, 1), product=Tile(32, 128, 32, 1, 1),
+        triangle=Tile(32, 64, 128, 1, 1),
+    )  # fmt: skip
 
     def small(architecture, parts, depth):
         if depth > 128:
             return by_memory
-        return Tiles(Tile(64, 32, depth, 1, 1), Tile(32, 32, depth, 1, 1))
+        triangle = Tile(16, 32, depth, 1, 1)
+        return Tiles(Tile(64, 32, depth, 1, 1), Tile(32, 32, depth, 1, 1), triangle=triangle)
 
-    monkeypatch.setattr(triton, "tiles_for", small)
+    monkeypatch.setattr(triton, "own_tiles", small)
     monkeypatch.setattr(triton, "ROW_UNIT", 64)
 
 
@@ -84,6 +92,32 @@ def test_sizes(n, d, dtype):
 @pytest.mark.parametrize("n, d", [(70, 128), (139, 16)])
 def test_many_tiles(n, d):
     _check(_views(n, d, torch.float32), 0.5)
+
+
+@pytest.mark.parametrize("processors", [1, 3, 40])
+@pytest.mark.parametrize("n", [3, 55])
+def test_shares_of_the_triangle(n, processors, monkeypatch):
+    # One program for all tiles, several blocks of columns each, one tile each.
+    monkeypatch.setattr(triton, "processors_of", lambda _: processors)
+    views = _views(n, 16, torch.float32)
+    rows = [fastssl.nt_xent(*views, 0.2, reduction="none", impl="triton") for _ in range(2)]
+    truth = reference.nt_xent(*(z.double() for z in views), 0.2, reduction="none")
+    torch.testing.assert_close(rows[0].double(), truth, rtol=2e-6, atol=0)
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("processors", [8, 108, 132])
+@pytest.mark.parametrize("tile", [Tile(64, 128, 128, 4, 3, 2), Tile(128, 64, 32, 8, 2)])
+def test_triangles_are_shared_out_evenly(tile, processors):
+    for rows in (2, 256, 512, 2000, 8192, 65536):
+        groups, bands = share_triangle(rows, tile, processors)
+        assert groups <= -(-rows // tile.columns) and bands <= -(-rows // tile.rows)
+        assert groups + bands <= MOST_PARTS
+        most = most_tiles(rows, tile, groups, bands, start=0)
+        tiles = sum(
+            -(-min(j + tile.columns, rows) // tile.rows) for j in range(0, rows, tile.columns)
+        )
+        assert most <= 3 + 1.1 * tiles / min(groups * bands, processors * tile.resident)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,9 +1,10 @@
 """Launches NT-Xent's Triton kernels: the raw operators' contract of schema.py, on CUDA tensors.
 
-Forward, 4 launches: pack, sum_exponentials, finish_rows and, for a mean or a sum, add_up. Backward,
-5 launches: pack, weigh_rows, accumulate_gradient, finish_gradient, add_up; beyond a padded depth of
-256 (of 128 for float32) a pair of matrix kernels for each chunk of rows takes the middle place. All
-but the matrix kernels work on rows. Nothing waits for the device; nothing is atomic.
+Forward, 4 launches: pack, sum_triangle (sum_exponentials where no bound of the logits is known),
+finish_rows and, for a mean or a sum, add_up. Backward, 5 launches: pack, weigh_rows,
+accumulate_gradient, finish_gradient, add_up; beyond a padded depth of 256 (of 128 for float32) a
+pair of matrix kernels for each chunk of rows takes the middle place. All but the matrix kernels
+work on rows. Nothing waits for the device; nothing is atomic.
 """
 
 import contextlib
@@ -13,14 +14,21 @@ from dataclasses import dataclass
 
 import torch
 
-from fastssl.ops.nt_xent import schema, triton_backward, triton_forward, triton_rows
+from fastssl.ops.nt_xent import (
+    schema,
+    triton_backward,
+    triton_forward,
+    triton_rows,
+    triton_triangle,
+)
 from fastssl.ops.nt_xent.triton_tiles import (
     ROW_UNIT,
     Tiles,
     chunk_rows,
+    own_tiles,
     padded_depth,
+    share_triangle,
     split_columns,
-    tiles_for,
 )
 
 #: One exponential per element, relative to log2(e) / |tau|, keeps to float32's range up to here:
@@ -81,7 +89,7 @@ class _Problem:
 
     @functools.cached_property
     def tiles(self) -> Tiles:
-        return tiles_for(architecture_of(self.z0), self.parts, self.depth)
+        return own_tiles(architecture_of(self.z0), self.parts, self.depth)
 
     @functools.cached_property
     def processors(self) -> int:
@@ -144,20 +152,14 @@ def forward(z0, z1, temperature, tau, normalize, reduction):
 
 
 def _forward(problem: _Problem, reduction: str):
-    rows, padded, tiles = problem.rows, problem.padded, problem.tiles.forward
+    rows, padded = problem.rows, problem.padded
     packed, scale, _, positive = problem.pack()
-    blocks = -(-rows // tiles.rows)
-    splits, span = split_columns(blocks, rows, tiles, problem.processors)
-    total = problem.empty(splits, padded)
-    peak = total if problem.bounded else problem.empty(splits, padded)
-    triton_forward.sum_exponentials[(blocks, splits)](
-        packed, scale, peak, total, *problem.temperature_arguments, problem.half, rows, padded,
-        span, **problem.modes, PARTS=problem.parts, DEPTH=problem.depth, **tiles.arguments(),
-    )  # fmt: skip
+    peak, total = _row_sums(problem, packed, scale)
+    splits = len(total)
 
     lse, miss = problem.empty(rows, dtype=torch.float64), problem.empty(rows)
     none = reduction == "none"
-    block = 256
+    block = 128
     programs = -(-rows // block)
     loss = problem.empty(rows if none else programs)
     triton_rows.finish_rows[(programs,)](
@@ -168,6 +170,32 @@ def _forward(problem: _Problem, reduction: str):
     if not none:
         loss = _add_up(problem, loss, gradient=False)
     return loss, lse, miss
+
+
+def _row_sums(problem: _Problem, packed, scale) -> tuple[torch.Tensor, torch.Tensor]:
+    """Peaks (where there is a bound, anything) and sums over negatives, [parts, padded]."""
+    half, rows, padded = problem.half, problem.rows, problem.padded
+    options = {
+        "LEARNED": problem.modes["LEARNED"], "PARTS": problem.parts, "DEPTH": problem.depth,
+    }  # fmt: skip
+    if problem.bounded:
+        tile = problem.tiles.triangle
+        groups, bands = share_triangle(rows, tile, problem.processors)
+        total = problem.empty(groups + bands, padded)
+        triton_triangle.sum_triangle[(groups, bands)](
+            packed, scale, total, *problem.temperature_arguments, half, rows, padded,
+            **options, **tile.arguments(),
+        )  # fmt: skip
+        return total, total
+    tile = problem.tiles.forward
+    blocks = -(-rows // tile.rows)
+    splits, span = split_columns(blocks, rows, tile, problem.processors)
+    peak, total = problem.empty(splits, padded), problem.empty(splits, padded)
+    triton_forward.sum_exponentials[(blocks, splits)](
+        packed, scale, peak, total, *problem.temperature_arguments, half, rows, padded, span,
+        **options, **tile.arguments(),
+    )  # fmt: skip
+    return peak, total
 
 
 def backward(grad, z0, z1, temperature, tau, normalize, reduction, lse, miss):
@@ -216,7 +244,7 @@ def _sums(problem: _Problem, packed, scale, row_weight, column_weight, base) -> 
     tiles = problem.tiles.backward
     if tiles is not None:
         blocks = -(-rows // tiles.rows)
-        splits, span = split_columns(blocks, rows, tiles, problem.processors)
+        splits, span = split_columns(blocks, rows, tiles, problem.processors, whole_rows=True)
         sums = problem.empty(splits, padded, depth)
         triton_backward.accumulate_gradient[(blocks, splits)](
             *vectors, sums, *problem.temperature_arguments, problem.half, rows, padded, span,
@@ -230,8 +258,8 @@ def _sums(problem: _Problem, packed, scale, row_weight, column_weight, base) -> 
     weights = problem.empty(parts, step, padded, dtype=packed.dtype)
     for chunk in range(0, padded, step):
         count = min(step, padded - chunk)
-        grid = count // weigh.rows, padded // weigh.columns
-        triton_backward.write_gradient_weights[grid](
+        grid = count // weigh.rows * (padded // weigh.columns)
+        triton_backward.write_gradient_weights[(grid,)](
             *vectors, weights, *problem.temperature_arguments, problem.half, padded, chunk, step,
             **options, **weigh.arguments(),
         )  # fmt: skip

@@ -36,14 +36,18 @@ def _weights(
 ):  # fmt: skip
     # A tile of A from a tile of products; weigh_rows in triton_rows.py defines it.
     t = t * scale_j[None, :] * (scale_i * log_scale)[:, None]
+    if BOUNDED:
+        t -= tl.abs(log_scale)  # one operation with the product before it
     # Past the last column t is 0 and its weights are, but 2^(0 - base_i) may be infinite.
-    rows = 2 * half
-    if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | (first_j + BLOCK_N > rows):
-        past = (first_j + tl.arange(0, BLOCK_N) >= rows)[None, :]
-        t = tl.where(exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N) | past, NEVER, t)
+    past = (first_j + BLOCK_N > 2 * half) & (not BOUNDED)
+    if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | past:
+        skip = exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N)
+        if not BOUNDED:
+            skip = skip | (first_j + tl.arange(0, BLOCK_N) >= 2 * half)[None, :]
+        t = tl.where(skip, NEVER, t)
     own = weight_i[:, None] * scale_j[None, :]
     if BOUNDED:
-        result = tl.exp2(t - tl.abs(log_scale)) * (own + weight_j[None, :])
+        result = tl.exp2(t) * (own + weight_j[None, :])
     else:
         result = tl.exp2(t - base_i[:, None]) * own
         result += tl.exp2(t - base_j[None, :]) * weight_j[None, :]
@@ -105,6 +109,14 @@ def accumulate_gradient(
     tl.store(to + tl.program_id(1) * part, gradient)
 
 
+@triton.jit
+def tile_of(chunk, chunk_rows, padded, BLOCK_M: tl.constexpr):
+    """A program's blocks of rows and of columns; of neighbours' the columns are the same."""
+    # One axis of the grid: the others have 65,535 places, too few for a queue's columns.
+    blocks = tl.minimum(chunk_rows, padded - chunk) // BLOCK_M
+    return tl.program_id(0) % blocks, tl.program_id(0) // blocks
+
+
 @triton.jit(do_not_specialize=["half"])
 def write_gradient_weights(
     packed, scale, row_weight, column_weight, base, weights, temperature, tau, half, padded, chunk,
@@ -112,10 +124,11 @@ def write_gradient_weights(
     LEARNED: tl.constexpr, BOUNDED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, c): one tile of A's rows from `chunk`; weights [PARTS, chunk_rows, padded]."""
-    offset_i = tl.program_id(0) * BLOCK_M
+    """One tile of A's rows from `chunk`; weights [PARTS, chunk_rows, padded]."""
+    block_i, block_j = tile_of(chunk, chunk_rows, padded, BLOCK_M)
+    offset_i = block_i * BLOCK_M
     first_i = chunk + offset_i
-    first_j = tl.program_id(1) * BLOCK_N
+    first_j = block_j * BLOCK_N
     log_scale = log_scale_of(temperature, tau, LEARNED)
     part = padded.to(tl.int64) * DEPTH
     t = long_product(packed, part, first_i, packed, part, first_j, DEPTH, PARTS, BLOCK_M, BLOCK_N,
@@ -143,7 +156,7 @@ def multiply_weights(
     step = tl.arange(0, BLOCK_K)
     row = (offset_i + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
     left = weights + row * padded + step[None, :]
-    right = packed + step[:, None] * DEPTH + column[None, :]
+    right = rows_of(packed, 0, column, DEPTH, BLOCK_K)
     part = padded.to(tl.int64) * DEPTH
     weights_part = chunk_rows.to(tl.int64) * padded
     gradient = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

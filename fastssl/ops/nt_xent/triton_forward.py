@@ -1,4 +1,7 @@
-"""NT-Xent's forward matrix kernel: sums of exponentials over each row's negatives."""
+"""NT-Xent's forward matrix kernel where no bound is known: each row follows its own maximum.
+
+triton_triangle.py has the other. What all matrix kernels share stands here.
+"""
 
 import triton
 import triton.language as tl
@@ -9,7 +12,10 @@ from fastssl.ops.nt_xent.triton_rows import NEVER, log_scale_of
 @triton.jit
 def rows_of(packed, first, column, DEPTH: tl.constexpr, COUNT: tl.constexpr):
     """Pointers to COUNT packed rows from `first`, for the given columns."""
-    offset = tl.arange(0, COUNT)[:, None] * DEPTH + column[None, :]
+    row = tl.arange(0, COUNT)[:, None]
+    if COUNT * DEPTH >= 2**31:
+        row = row.to(tl.int64)
+    offset = row * DEPTH + column[None, :]
     return packed + first * tl.full((), DEPTH, tl.int64) + offset
 
 
@@ -76,13 +82,13 @@ def long_product(
 @triton.jit(do_not_specialize=["half", "rows"])
 def sum_exponentials(
     packed, scale, peak, total, temperature, tau, half, rows, padded, span,
-    LEARNED: tl.constexpr, BOUNDED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
+    LEARNED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Program (b, s): rows of block b against columns [s * span, (s + 1) * span).
 
-    total[s, i] = sum over negatives j of 2^(t_ij - peak_i), t_ij = log2(e) S_ij. Bounded, the peak
-    is log2(e) / |tau|, which no |t_ij| exceeds; else each row follows its own maximum, peak[s, i].
+    total[s, i] = sum over negatives j of 2^(t_ij - peak[s, i]), t_ij = log2(e) S_ij, peak[s, i]
+    being their maximum.
     """
     first_i = tl.program_id(0) * BLOCK_M
     offset = tl.arange(0, BLOCK_M)
@@ -91,10 +97,7 @@ def sum_exponentials(
     part = padded.to(tl.int64) * DEPTH
     if BLOCK_K == DEPTH:
         a, a_low = load_block(packed, first_i, part, DEPTH, PARTS, BLOCK_M)
-    if BOUNDED:
-        top = tl.zeros([BLOCK_M], tl.float32) + tl.abs(log_scale)
-    else:
-        top = tl.full([BLOCK_M], NEVER, tl.float32)
+    top = tl.full([BLOCK_M], NEVER, tl.float32)
     result = tl.zeros([BLOCK_M], tl.float32)
     start = tl.program_id(1) * span
     for first_j in range(start, tl.minimum(start + span, rows), BLOCK_N):
@@ -108,15 +111,12 @@ def sum_exponentials(
                              BLOCK_N, BLOCK_K)  # fmt: skip
         t = t * column_scale[None, :] * row_scale[:, None]
         if is_exceptional(first_i, first_j, half, BLOCK_M, BLOCK_N) | (first_j + BLOCK_N > rows):
-            j = first_j + tl.arange(0, BLOCK_N)
-            skip = exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N) | (j >= rows)[None, :]
-            t = tl.where(skip, NEVER, t)
-        if not BOUNDED:
-            before = top
-            top = tl.maximum(top, tl.max(t, 1))
-            result *= tl.exp2(before - top)
+            past = (first_j + tl.arange(0, BLOCK_N) >= rows)[None, :]
+            t = tl.where(exceptions(first_i, first_j, half, BLOCK_M, BLOCK_N) | past, NEVER, t)
+        before = top
+        top = tl.maximum(top, tl.max(t, 1))
+        result *= tl.exp2(before - top)
         result += tl.sum(tl.exp2(t - top[:, None]), 1)
     where = tl.program_id(1) * padded.to(tl.int64) + first_i + offset
     tl.store(total + where, result)
-    if not BOUNDED:
-        tl.store(peak + where, top)
+    tl.store(peak + where, top)

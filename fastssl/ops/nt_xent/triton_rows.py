@@ -21,6 +21,8 @@ SMALLEST_NORM = tl.constexpr(1e-12)
 LARGEST_INVERSE = tl.constexpr(1e12)
 #: Stands for a similarity that does not count: its exponential is 0, differences of two are finite.
 NEVER = tl.constexpr(-3e38)
+#: Parts of a row's sum that are loaded together: one by one each would wait for memory.
+AT_ONCE = tl.constexpr(32)
 
 
 @triton.jit
@@ -150,6 +152,14 @@ def _log1p(e):
     return tl.where(rounded == 0.0, e, tl.log(one_more) * correction)
 
 
+@triton.jit
+def _parts_of(first, splits, row, live, padded):
+    # Where AT_ONCE parts of rows' sums lie, and which there are.
+    part = first + tl.arange(0, AT_ONCE)
+    where = part.to(tl.int64)[:, None] * padded + row[None, :]
+    return where, (part < splits)[:, None] & live[None, :]
+
+
 @triton.jit(do_not_specialize=["half", "rows", "splits"])
 def finish_rows(
     peak, total, positive, loss, lse, miss, block_loss, temperature, tau, half, rows, padded,
@@ -167,16 +177,16 @@ def finish_rows(
     top = tl.zeros([BLOCK], tl.float32) + tl.abs(scale)
     if not BOUNDED:
         top = tl.full([BLOCK], NEVER, tl.float32)
-        for split in range(0, splits):
-            where = padded.to(tl.int64) * split + row
-            top = tl.maximum(top, tl.load(peak + where, mask=live, other=NEVER))
+        for first in range(0, splits, AT_ONCE):
+            where, there = _parts_of(first, splits, row, live, padded)
+            top = tl.maximum(top, tl.max(tl.load(peak + where, mask=there, other=NEVER), 0))
     negatives = tl.zeros([BLOCK], tl.float32)
-    for split in range(0, splits):
-        where = padded.to(tl.int64) * split + row
-        part = tl.load(total + where, mask=live, other=0.0)
+    for first in range(0, splits, AT_ONCE):
+        where, there = _parts_of(first, splits, row, live, padded)
+        part = tl.load(total + where, mask=there, other=0.0)
         if not BOUNDED:
-            part *= tl.exp2(tl.load(peak + where, mask=live, other=NEVER) - top)
-        negatives += part
+            part *= tl.exp2(tl.load(peak + where, mask=there, other=NEVER) - top[None, :])
+        negatives += tl.sum(part, 0)
     t = tl.load(positive + tl.where(row < half, row, row - half), mask=live, other=0.0)
     t = t.to(tl.float64) * scale.to(tl.float64)
     x = ((top.to(tl.float64) - t).to(tl.float32) + tl.log2(negatives)) * LN_2
