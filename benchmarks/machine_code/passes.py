@@ -15,6 +15,7 @@ from fastssl.ops.nt_xent.triton_tiles import Tile, most_tiles
 #: Numbers that a kernel may read from device memory; elsewhere any pointer stands in.
 _NUMBERS = ("temperature", "bias")
 _INDICES = ("excluded", "partner", "row_labels", "column_labels", "index")
+_VECTORS = (*_INDICES, "inverse", "positive")
 _DOUBLES = ("window", "other_window", "known", "statistics", "gradient")
 #: Kernels that multiply matrices.
 MATRIX = (
@@ -73,10 +74,21 @@ def _depth_loops(x: Launched, kernel: Kernel) -> dict[int, int]:
     return trips
 
 
+def _headers(kernel: Kernel) -> list[int]:
+    return [loop.header for loop in kernel.flow.all_loops()]
+
+
+def _add_up_pairs(x: Launched, kernel: Kernel) -> Passes:
+    """Sums over the blocks' products, over the tiles' sums of G for the bias, over the pulls."""
+    blocks, tiles = (_ceil(x[name], x["BLOCK"]) for name in ("blocks", "tiles"))
+    return Passes(
+        straight=True, fixed=dict(zip(_headers(kernel), (blocks, tiles, blocks), strict=False))
+    )
+
+
 def _over(count: Callable[[Launched], int]) -> Callable[[Launched, Kernel], Passes]:
     def passes(x: Launched, kernel: Kernel) -> Passes:
-        loops = kernel.flow.all_loops()
-        return Passes(straight=True, fixed=_shared_out(loops, kernel, count(x)))
+        return Passes(straight=True, fixed=dict.fromkeys(_headers(kernel), count(x)))
 
     return passes
 
@@ -143,7 +155,7 @@ _KERNELS: dict[str, Callable[[Launched, Kernel], Passes]] = {
     "finish_metrics": _over(lambda x: x["splits"]),
     "weigh_rows": _over(lambda x: _ceil(x["padded"], x["BLOCK"])),
     "add_up": _over(lambda x: _ceil(x["count"], x["BLOCK"])),
-    "add_up_pairs": _over(lambda x: _ceil(x["blocks"], x["BLOCK"])),
+    "add_up_pairs": _add_up_pairs,
     "bound_gradients": _over(lambda x: _ceil(x["rows"], x["BLOCK"])),
     "weigh_pairs": _over(lambda x: 1),
     "invert": _over(lambda x: 1),
@@ -172,7 +184,7 @@ def moved(x: Launched) -> float:
 
 def _stands_in(x: Launched, name: str, value: torch.Tensor) -> bool:
     number = name in _NUMBERS or (name == "scale" and value.dim() != 1)
-    index = name in _INDICES and value.dtype != torch.int64
+    index = name in _INDICES and value.dtype != torch.int64 or name in _VECTORS and value.dim() != 1
     double = name in _DOUBLES and value.dtype != torch.float64
     return (number and value.numel() > 1) or index or double
 

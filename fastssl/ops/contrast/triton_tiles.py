@@ -1,7 +1,8 @@
 """Tile sizes of the family's Triton kernels: NT-Xent's first ones, but where a policy wants others.
 
-Those at D = 128 are what the model of benchmarks/machine_code/ predicts the least time for, of all
-that benchmarks/results/contrast_sweep.json lists; the others avoid spilled registers.
+Those at D = 128 were chosen from benchmarks/results/contrast_sweep.json, times that the model of
+benchmarks/machine_code/ predicts: one tile for several losses, not the best of each. The others
+avoid spilled registers.
 """
 
 from dataclasses import replace
