@@ -60,10 +60,10 @@ def assert_no_slower(found: list[dict], before: list[dict]) -> None:
     assert len(found) == len(before), (
         "launches came or went: python -m benchmarks.gpu_model --update"
     )
-    for now, then in zip(found, before, strict=True):
-        assert now.get("kernel") == then.get("kernel")
+    for made, kept in zip(found, before, strict=True):
+        assert made.get("kernel") == kept.get("kernel")
         # A tenth of a microsecond is what rounding may hide.
-        assert now["predicted_us"] <= GROWTH * then["predicted_us"] + 0.1, now
+        assert made["predicted_us"] <= GROWTH * kept["predicted_us"] + 0.1, made
 
 
 @pytest.mark.skipif(

@@ -6,7 +6,7 @@ arithmetic show it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -184,26 +184,8 @@ H100 = Card(
     per_clock=_PER_CLOCK_90,
     latency=_LATENCY_90,
 )
-H200 = Card(
-    name="H200",
-    product="H200-SXM-141GB",
-    architecture=90,
-    processors=132,
-    clock=1.980,
-    tensor_clock=1.469,  # the same chip and the same 700 W as an H100
-    bandwidth=4800,
-    copy_share=0.898,  # no source found for this card: an H100's share
-    l2_bytes=60 << 20,
-    l2_per_clock=5120,
-    shared_bytes=228 << 10,
-    shared_of_program=227 << 10,
-    launch_us=4.5,
-    gap_us=0.9,
-    graph_gap_us=0.5,
-    small_us=2.3,
-    per_clock=_PER_CLOCK_90,
-    latency=_LATENCY_90,
-)
+#: The same chip and the same 700 W; no source was found for its copies: an H100's share.
+H200 = replace(H100, name="H200", product="H200-SXM-141GB", bandwidth=4800, l2_bytes=60 << 20)
 CARDS = {card.name: card for card in (A100, H100, H200)}
 
 _BENCHES = "github.com/te42kyfo/gpu-benches (RRZE Erlangen)"
