@@ -185,9 +185,9 @@ def arithmetic_floor_us(card: Card, case: str, batch: int) -> float:
 
 def _kernel(card: Card, semantics: str, name: str, warps: int, shared: int) -> Kernel:
     mangled = augment_code.mangled(card.architecture, semantics)
-    registers, _ = augment_code.resources(card.architecture)[mangled]
+    registers, stack, _ = augment_code.resources(card.architecture)[mangled]
     return Kernel(
-        name, augment_code.flow(card.architecture, semantics), warps, registers, 0, shared
+        name, augment_code.flow(card.architecture, semantics), warps, registers, stack, shared
     )
 
 

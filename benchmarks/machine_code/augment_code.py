@@ -7,19 +7,16 @@ it and lines that are not.
 
 import dataclasses
 import functools
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.machine_code import cuda_code
 from benchmarks.machine_code.flow import Flow, Loop
 from benchmarks.machine_code.patch_path import Way
-from benchmarks.machine_code.sass import Instruction, disassemble, tool
+from benchmarks.machine_code.sass import Instruction, disassemble
 
 ROOT = Path(__file__).resolve().parents[2]
 SEMANTICS = {"tv-float": 1, "tv-uint8": 0, "pil": 2}
-FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-fmad=false", "-lineinfo")
 #: What views in shared memory are inlined from; those in scratch memory have their own function.
 NEAR = "make_near_view<semantics, Source>(team"
 
@@ -97,73 +94,23 @@ def comes_from(x: Instruction, mark: str) -> bool:
     return any(mark in _text(*place) for place in x.source)
 
 
-def library() -> Path | None:
-    """The CUDA library of a build in this checkout, the newest."""
-    found = sorted(ROOT.glob("build/*/libfastssl_cuda.so"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
-
-
 def is_fresh() -> bool:
-    """Whether the library is newer than the kernels' sources."""
-    built = library()
-    sources = [*ROOT.glob("csrc/augment/*"), *ROOT.glob("csrc/common/*")]
-    newest = max(p.stat().st_mtime for p in sources)
-    return built is not None and built.stat().st_mtime >= newest
+    """Whether a built library is newer than the kernels' sources."""
+    return cuda_code.is_fresh("augment")
 
 
-@functools.lru_cache
-def cubin(architecture: int) -> bytes:
-    """Machine code of csrc/augment/kernel.cu: from the built library where it has that of this
-    architecture and is newer than the sources, else compiled.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        if architecture == 90 and is_fresh():
-            subprocess.run(
-                [tool("cuobjdump"), "-xelf", "all", library()], cwd=folder, check=True,
-                capture_output=True,
-            )  # fmt: skip
-            for path in Path(folder).iterdir():
-                if b"apply_kernel" in path.read_bytes():
-                    return path.read_bytes()
-        if shutil.which("nvcc") is None:
-            raise FileNotFoundError(
-                "neither a build of libfastssl_cuda.so that is newer than csrc/augment, nor nvcc"
-            )
-        out = Path(folder) / "kernel.cubin"
-        name = "sm_90a" if architecture == 90 else f"sm_{architecture}"
-        subprocess.run(
-            ["nvcc", *FLAGS, f"-I{ROOT / 'csrc'}", "-cubin", f"-arch={name}", "-o", out,
-             ROOT / "csrc" / "augment" / "kernel.cu"], check=True, capture_output=True,
-        )  # fmt: skip
-        return out.read_bytes()
+def _cubin(architecture: int) -> bytes:
+    return cuda_code.cubin("augment", "apply_kernel", architecture)
 
 
 @functools.lru_cache
 def _kernels(architecture: int) -> dict[str, list[Instruction]]:
-    return disassemble(cubin(architecture), lines=True)
+    return disassemble(_cubin(architecture), lines=True)
 
 
-@functools.lru_cache
-def resources(architecture: int) -> dict[str, tuple[int, int]]:
-    """(registers, bytes on the stack) of each kernel, by its mangled name."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin(architecture))
-        file.flush()
-        text = subprocess.run(
-            [tool("cuobjdump"), "--dump-resource-usage", file.name], check=True,
-            capture_output=True, text=True,
-        ).stdout  # fmt: skip
-    found, name = {}, ""
-    for line in text.splitlines():
-        if "Function" in line:
-            name = line.split("Function", 1)[1].strip().rstrip(":")
-        elif "REG:" in line:
-            fields = dict(part.split(":")[:2] for part in line.split() if ":" in part)
-            found[name] = int(fields["REG"]), int(fields["STACK"])
-    return found
+def resources(architecture: int) -> dict[str, tuple[int, int, int]]:
+    """(registers, bytes on the stack, static shared memory) of each kernel, by its mangled name."""
+    return cuda_code.resources(_cubin(architecture))
 
 
 def mangled(architecture: int, semantics: str) -> str:

@@ -71,7 +71,7 @@ def launches_table(model: dict, family: str) -> list[str]:
     """A family's launches: times, limits, resources, and instructions of a pass."""
     head = [
         "case", "size", "kernel", "card", "floor, us", "predicted, us", "x floor", "limiter",
-        "registers", "spills", "KiB", "warps", "instructions of a warp in a pass", "of an element",
+        "registers", "stack", "KiB", "warps", "instructions of a warp in a pass", "of an element",
     ]  # fmt: skip
     rows = []
     for x in model["launches"]:

@@ -2,17 +2,12 @@
 
 import functools
 import re
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
+from benchmarks.machine_code import cuda_code
 from benchmarks.machine_code.flow import Flow
 from benchmarks.machine_code.predict import Kernel
-from benchmarks.machine_code.sass import disassemble, tool
+from benchmarks.machine_code.sass import disassemble
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ("-O3", "-DNDEBUG", "-std=c++17", "-fmad=false", "-lineinfo")
 #: Kernels by what the mangled name has in it, for bfloat16 and for float32.
 NAMES = {
     "levels": (r"levels_kernelI\w*6BFloatELi8E", r"levels_kernelIfLi4E"),
@@ -44,63 +39,18 @@ auto with_two_types(DType type, const F& f) {
 """
 
 
-def library() -> Path | None:
-    """The CUDA library of a build in this checkout, the newest."""
-    found = sorted(ROOT.glob("build/*/libfastssl_cuda.so"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found else None
-
-
-@functools.lru_cache
-def cubin(architecture: int) -> bytes:
-    """The machine code: from the built library where it has that of this architecture and is newer
-    than the sources, else compiled.
-
-    Raises:
-        FileNotFoundError: neither is there.
-    """
-    built = library()
-    sources = [*ROOT.glob("csrc/patch/*"), *ROOT.glob("csrc/common/*")]
-    fresh = built and built.stat().st_mtime >= max(p.stat().st_mtime for p in sources)
-    with tempfile.TemporaryDirectory() as folder:
-        if fresh and architecture == 90:
-            subprocess.run(
-                [tool("cuobjdump"), "-xelf", "all", built], cwd=folder, check=True,
-                capture_output=True,
-            )  # fmt: skip
-            for path in Path(folder).iterdir():
-                if b"levels_kernel" in path.read_bytes():
-                    return path.read_bytes()
-        if shutil.which("nvcc") is None:
-            raise FileNotFoundError(
-                "neither a build of libfastssl_cuda.so that is newer than csrc/patch, nor nvcc"
-            )
-        source, out = Path(folder) / "two_types.cu", Path(folder) / "kernel.cubin"
-        source.write_text(_TWO_TYPES)
-        name = "sm_90a" if architecture == 90 else f"sm_{architecture}"
-        subprocess.run(
-            ["nvcc", *FLAGS, f"-I{ROOT / 'csrc'}", "-cubin", f"-arch={name}", "-o", out, source],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        return out.read_bytes()
+def _cubin(architecture: int) -> bytes:
+    return cuda_code.cubin("patch", "levels_kernel", architecture, _TWO_TYPES)
 
 
 @functools.lru_cache
 def _code(architecture: int):
-    return disassemble(cubin(architecture), lines=True)
+    return disassemble(_cubin(architecture), lines=True)
 
 
-@functools.lru_cache
 def resources(architecture: int) -> dict[str, tuple[int, int, int]]:
     """(registers, bytes on the stack, bytes of static shared memory) by mangled name."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin(architecture))
-        file.flush()
-        text = subprocess.run(
-            [tool("cuobjdump"), "--dump-resource-usage", file.name], check=True,
-            capture_output=True, text=True,
-        ).stdout  # fmt: skip
-    pattern = r"Function ([^:\s]+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)"
-    return {m[1]: (int(m[2]), int(m[3]), int(m[4])) for m in re.finditer(pattern, text)}
+    return cuda_code.resources(_cubin(architecture))
 
 
 @functools.lru_cache
@@ -116,7 +66,6 @@ def kernel(architecture: int, name: str, dtype: str, threads: int, shared: int =
     """
     pattern = re.compile(NAMES[name][DTYPES.index(dtype)])
     mangled = next(x for x in _code(architecture) if pattern.search(x))
-    # What is on the stack are arrays: the build does not let a register be spilled.
-    registers, _, static = resources(architecture)[mangled]
+    registers, stack, static = resources(architecture)[mangled]
     flow = Flow(_code(architecture)[mangled])
-    return Kernel(name, flow, threads // 32, registers, 0, static + shared)
+    return Kernel(name, flow, threads // 32, registers, stack, static + shared)

@@ -22,7 +22,7 @@ TENSOR = ("HGMMA", "HMMA", "IMMA")
 class Kernel:
     """A compiled kernel.
 
-    `registers` and `spills` (bytes) are a thread's; `shared` (static and dynamic) is a program's.
+    `registers` and `spills` (bytes of stack) are a thread's; `shared` (bytes) is a program's.
     """
 
     name: str
