@@ -24,8 +24,6 @@ from benchmarks.gpu_order import MODEL, Predictions, ordered
 from benchmarks.gpu_results import Codes, Results, path_for, replace
 from benchmarks.gpu_table import report
 
-#: Status of a process whose device is lost after the step that it wrote down.
-LOST = 76
 #: Seconds kept for the table at the end.
 LAST = 5
 #: A step hangs that takes so many seconds more than three times what it should.
@@ -77,7 +75,7 @@ class Check:
                 step.run(self.clock, result)
             print(json.dumps(self.results.end(step, self.codes(step), result)), flush=True)
             if not self.clock.alive():
-                sys.exit(LOST)
+                sys.exit(gpu_process.LOST)
 
     def measure(self, again: Sequence[str], deadline: float) -> None:
         """Starts processes that measure, one after the other, until nothing is left to do."""
@@ -86,13 +84,13 @@ class Check:
                 return
             began = time.monotonic()
             hangs = functools.partial(self.hangs, began)
-            command = [*again, "--figures", str(seconds - 1)]
+            command = [*again, "--figures", str(deadline - 1)]
             status = gpu_process.run(command, seconds, enough=hangs)
             self.results.reload()
             running = self.results.running
             if status == 0 or (status is None and not hangs()):
                 return
-            if running is None and status != LOST:
+            if running is None and status != gpu_process.LOST:
                 self.failed.append(f"figures: a process ended with status {status}")
                 return
             if running is not None:
@@ -137,6 +135,7 @@ class Check:
 
 def main(
     families,
+    began: float,
     phases=gpu_phases.PHASES,
     clock: Clock | None = None,
     root: Path = gpu_sources.ROOT,
@@ -145,6 +144,7 @@ def main(
 
     Args:
         families: modules or their like: FAMILY, SOURCES, PEER_SOURCES and `steps()`.
+        began: when this process did, on the clock `time.monotonic`, which all processes share.
         phases: what comes before figures.
         clock: of the device; None for the GPU.
         root: where the sources are.
@@ -158,7 +158,7 @@ def main(
     parser.add_argument("--failed", action="append", default=[], help="what failed before this")
     parser.add_argument("--figures", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds - LAST
+    deadline = began + options.seconds - LAST
     if clock is None and not torch.cuda.is_available():
         print("no NVIDIA GPU: nothing to measure", file=sys.stderr)
         return 1
@@ -166,7 +166,7 @@ def main(
     check.failed += options.failed
     if options.figures is not None:
         gpu_process.end_with_parent()
-        check.figures(time.monotonic() + options.figures)
+        check.figures(options.figures)
         return 0
     if options.table:
         return check.finish()

@@ -13,6 +13,8 @@ from benchmarks.measure import Missing
 
 #: The name of what is measured, among the implementations of a case; the others are its peers.
 OURS = "fastssl"
+#: How torch and cuBLAS say that a GPU has no memory left.
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,16 @@ def assert_close(ours, theirs, allowed: float) -> float:
     return worst
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's of memory, or was made of one, as a compiler makes its own.
+
+    Such an error may hide where it came from, but still tells it.
+    """
+    told = isinstance(error, RuntimeError) and any(x in str(error) for x in NO_MEMORY)
+    origins = {error.__cause__, error.__context__} - {None}
+    return told or isinstance(error, torch.OutOfMemoryError) or any(map(out_of_memory, origins))
+
+
 @contextlib.contextmanager
 def contained(result: dict) -> Iterator[None]:
     """What goes wrong becomes a line of the result: one broken baseline shall not cost the rest."""
@@ -216,12 +228,11 @@ def contained(result: dict) -> Iterator[None]:
         yield
     except Missing as error:
         result["missing"] = str(error)[:300]
-    except torch.OutOfMemoryError:
-        result["error"] = "out of memory"
     except AssertionError as error:
         result["error"] = f"parity: {str(error)[:300]}"
     except Exception as error:
-        result["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+        told = f"{type(error).__name__}: {str(error)[:300]}"
+        result["error"] = "out of memory" if out_of_memory(error) else told
     if torch.cuda.is_available():
         with contextlib.suppress(RuntimeError):  # of a device that is lost
             torch.cuda.empty_cache()

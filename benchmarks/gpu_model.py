@@ -2,7 +2,7 @@
 
 `python -m benchmarks.gpu_model` compiles ahead of time and prints the calls' table; `--update`
 writes benchmarks/results/gpu_model.json and the tables of docs/gpu.md. No GPU is needed. `--family
-NAME` does one family and keeps what is known of the others.
+NAME` does one family and keeps what is known of the others, if it is of the same compilers.
 """
 
 import argparse
@@ -28,6 +28,18 @@ def read() -> dict:
     return json.loads(MODEL.read_text())
 
 
+def refusal(model: dict, chosen: list[str], page: bool) -> str:
+    """Why the file cannot be used: it is missing, or what is kept of it is of other compilers."""
+    if page:
+        return "" if "triton" in model else f"{MODEL} is missing: --update makes it"
+    kept = {row["family"] for row in model["launches"]} - set(chosen)
+    present = families.versions()
+    recorded = {name: model.get(name) for name in present}
+    if not kept or recorded == present:
+        return ""
+    return f"{', '.join(sorted(kept))} are of {recorded}, not {present}: all must be done again"
+
+
 def text_of(model: dict) -> str:
     """The file: one record a line, so that a change shows as such."""
     head = {k: v for k, v in model.items() if k not in ("launches", "calls")}
@@ -46,11 +58,13 @@ def main() -> int:
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this; repeatable")
     parser.add_argument("--page", action="store_true", help="write the page's tables from the file")
     arguments = parser.parse_args()
-    model = read()
+    model, chosen = read(), arguments.family or FAMILIES
+    if problem := refusal(model, chosen, arguments.page):
+        parser.error(problem)
     if not arguments.page:
         with tempfile.TemporaryDirectory() as cache:
             os.environ.setdefault("TRITON_CACHE_DIR", cache)
-            for family in arguments.family or FAMILIES:
+            for family in chosen:
                 for key, rows in families.predicted(family).items():
                     kept = [row for row in model[key] if row["family"] != family]
                     model[key] = sorted(

@@ -1,7 +1,8 @@
 """What comes before figures: the tests on the GPU, and a few of them under compute-sanitizer.
 
 A phase that passed is not run again while its sources are the same. One that ran out of time goes
-on, the next time, from where it was.
+on, the next time, from where it was. A test that takes the device or its process down costs itself
+and no other: a new process runs the rest, and the next call tries it last.
 """
 
 import importlib.util
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import gpu_process
-from benchmarks.gpu_pytest import DEADLINE, OUT_OF_TIME, PASSED
+from benchmarks.gpu_pytest import DEADLINE, OUT_OF_TIME, PASSED, beside, names
 from benchmarks.gpu_results import Results
 from benchmarks.gpu_sources import ROOT
 
@@ -26,6 +27,8 @@ GRACE = 15
 SHARE = 0.15
 #: Seconds in which compute-sanitizer shows whether it can watch this device.
 PROBE = 45
+#: Processes of a phase in one call, at most: each is lost to one test, or comes to an end.
+PROCESSES = 6
 #: What a sanitizer without a cache of freed memory sees: every tensor is an allocation of its own.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
@@ -147,39 +150,63 @@ def run(phase: Phase, results: Results, code: str, seconds: float) -> dict:
         return {"status": f"skipped, {reason}", "seconds": 0}
     results.begin(phase.name, seconds)
     passed = FOLDER / f"{phase.name}-{code}.passed"
-    new = passed.with_name(passed.name + ".new")
     for old in FOLDER.glob(f"{phase.name}-*.passed*"):
-        if old not in (passed, new):
+        if not old.name.startswith(passed.name):
             old.unlink()
     if phase.tool is None:
-        _keep(new, passed)
-    new.unlink(missing_ok=True)  # passed under a sanitizer that told no end
-    log = FOLDER / f"{phase.name}.log"
-    log.unlink(missing_ok=True)
-    watch = [] if phase.tool is None else sanitizer(phase.tool, log)
-    pytest = ["-m", "pytest", "-p", "benchmarks.gpu_pytest", "--continue-on-collection-errors"]
-    status = gpu_process.run(
-        [*watch, sys.executable, *pytest, *phase.tests],
-        seconds + GRACE,
-        {
-            PASSED: str(passed),
-            DEADLINE: str(time.time() + seconds),
-            **(UNCACHED if phase.tool else {}),
-        },
-    )
-    clean = phase.tool is None or judge(phase.tool, log)
-    if clean and (phase.tool is None or status in (0, OUT_OF_TIME)):
-        _keep(new, passed)
-    if not clean or status not in (0, OUT_OF_TIME):
-        outcome = "failed" if status is not None else f"failed, over {seconds + GRACE:.0f} s"
+        _keep(passed)
+    broken, late, running = (beside(passed, what) for what in ("broken", "late", "running"))
+    for before in (running, broken):  # when the last call ended, or in it
+        _move(before, late)
+    deadline = time.monotonic() + seconds
+    for _ in range(PROCESSES):
+        known = len(names(broken))
+        end = _tests(phase, passed, deadline)
+        _move(running, late if end is None else broken)
+        if len(names(broken)) == known or time.monotonic() > deadline - GRACE:
+            break
+    if lost := names(broken):
+        outcome = f"failed, {', '.join(lost)} took the device or the process down"
+    elif end is None:
+        outcome = f"failed, over {seconds + GRACE:.0f} s"
     else:
-        outcome = "passed" if status == 0 else "cut off, goes on in the next call"
+        ends = {0: "passed", OUT_OF_TIME: "cut off, goes on in the next call"}
+        outcome = ends.get(end, "failed")
     found = {"status": outcome, "seconds": round(time.monotonic() - began, 1)}
     results.end_phase(phase.name, code, found)
     return found
 
 
-def _keep(new: Path, passed: Path) -> None:
-    if new.exists():
-        with passed.open("a") as kept:
-            kept.write(new.read_text())
+def _tests(phase: Phase, passed: Path, deadline: float) -> int | str | None:
+    """How a process that runs what is left ends: its status, or "reports" of a sanitizer."""
+    beside(passed, "new").unlink(missing_ok=True)  # passed under a sanitizer that told no end
+    log = FOLDER / f"{phase.name}.log"
+    log.unlink(missing_ok=True)
+    watch = [] if phase.tool is None else sanitizer(phase.tool, log)
+    pytest = ["-m", "pytest", "-p", "benchmarks.gpu_pytest", "--continue-on-collection-errors"]
+    left = deadline - time.monotonic()
+    status = gpu_process.run(
+        [*watch, sys.executable, *pytest, *phase.tests],
+        left + GRACE,
+        {
+            PASSED: str(passed),
+            DEADLINE: str(time.time() + left),
+            **(UNCACHED if phase.tool else {}),
+        },
+    )
+    clean = phase.tool is None or judge(phase.tool, log)
+    if clean and (phase.tool is None or status in (0, OUT_OF_TIME, gpu_process.LOST)):
+        _keep(passed)
+    return status if clean or status is None else "reports"
+
+
+def _keep(passed: Path) -> None:
+    """What passed since then counts."""
+    _move(beside(passed, "new"), passed)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Names of tests from one file to the end of another, each once."""
+    if moved := names(source):
+        target.write_text("".join(f"{x}\n" for x in dict.fromkeys(names(target) + moved)))
+    source.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+#: The status of a process whose device is lost, once it wrote down what it knows.
+LOST = 76
 #: The end of a pipe whose other end only the parent holds: its number here, and in the system.
 _PARENT = "FASTSSL_PARENT_PIPE"
 #: Seconds between looks at a process.

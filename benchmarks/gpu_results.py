@@ -39,10 +39,10 @@ class Codes:
         for family in families:
             measure = (*gpu_sources.MEASURE, f"benchmarks/{family.__name__.rpartition('.')[2]}.py")
             ours = (*gpu_sources.COMMON, *family.SOURCES, *measure)
+            peers = (*family.PEER_SOURCES, *measure)
+            peers = (*peers, *gpu_sources.measures(peers, root))
             self.of[family.FAMILY, True] = gpu_sources.digest(ours, root)
-            self.of[family.FAMILY, False] = gpu_sources.digest(
-                (*family.PEER_SOURCES, *measure), root
-            )
+            self.of[family.FAMILY, False] = gpu_sources.digest(peers, root)
 
     def __call__(self, step: Step) -> str:
         """The step's."""

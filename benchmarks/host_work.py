@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 import fastssl
 from fastssl import _dispatch, augment, masking
+from fastssl.ops.patch import reference_pretext
 
 #: Rows of both views, 2N.
 SIZES = (512, 2048, 8192)
@@ -53,6 +54,11 @@ NATIVE = {
     "augment_draw": Native(1, 4),
     "augment_apply": Native(1, 0),
     "patch_random": Native(1, 3),
+    "patch_blocks": Native(1, 4),
+    "patch_inverse_block": Native(1, 3),
+    "patch_multiblock": Native(1, 5),
+    "patch_mask_tokens": Native(1, 2),
+    "patch_tiles": Native(1, 1),
     "patch_gather": Native(1, 1),
     "patch_gather_tokens": Native(1, 1),
     "patch_restore_tokens": Native(1, 1),
@@ -63,6 +69,8 @@ NATIVE = {
 
 #: Operators whose launcher is Python: their Triton kernels.
 LAUNCHED = ("nt_xent", "contrast")
+#: Operators without a kernel for GPUs: their definitions, in PyTorch, run there.
+DEFINED = {"patch_words": reference_pretext.words}
 
 #: ATen operators of more than one launch.
 LAUNCHES = {"select_backward": 2}
@@ -130,11 +138,9 @@ class Trace(TorchDispatchMode):
         return result
 
     def _own(self, function, name, args, kwargs):
-        family, _, direction = name.rpartition("_")
-        if family in LAUNCHED and direction in ("forward", "backward"):
-            launcher = getattr(import_module(f"fastssl.ops.{family}.triton"), direction)
+        if python := DEFINED.get(name) or launcher(name):
             with self:
-                return launcher(*args, **kwargs)
+                return python(*args, **kwargs)
         native = NATIVE[name]
         self.work.kernels[name] += native.launches
         self.work.allocations += native.allocations
@@ -157,6 +163,13 @@ class Trace(TorchDispatchMode):
             work.views += 1
         else:
             work.small[name] += LAUNCHES.get(name, 1)
+
+
+def launcher(name: str) -> Callable | None:
+    """What launches an operator's Triton kernels, where it has some."""
+    family = next((family for family in LAUNCHED if name.startswith(f"{family}_")), None)
+    module = family and import_module(f"fastssl.ops.{family}.triton")
+    return getattr(module, name.removeprefix(f"{family}_"), None)
 
 
 def _is_view(function) -> bool:

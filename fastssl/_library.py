@@ -85,8 +85,8 @@ def _on_gpu(x) -> bool:
     return isinstance(x, torch.Tensor) and x.is_cuda
 
 
-def register_triton(op: str) -> None:
-    """Register `<op>_forward` and `<op>_backward` of fastssl.ops.<op>.triton for CUDA tensors.
+def register_triton(op: str, *names: str) -> None:
+    """Register `<op>_<name>`, functions of fastssl.ops.<op>.triton, for CUDA tensors.
 
     The module is imported at their first call: it imports Triton's compiler, which `import fastssl`
     shall not pay for. Without Triton nothing is registered, and CUDA tensors go to the reference.
@@ -99,5 +99,5 @@ def register_triton(op: str) -> None:
             *arguments
         )
 
-    for name in ("forward", "backward"):
+    for name in names:
         LIBRARY.impl(f"{op}_{name}", launcher(name), "CUDA")

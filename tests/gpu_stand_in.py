@@ -19,6 +19,11 @@ def module(name: str, **contents) -> types.ModuleType:
     return made
 
 
+#: When this process began; what it imports takes so many seconds.
+BEGAN = time.monotonic()
+time.sleep(float(os.environ.get("IMPORTS", 0)))
+
+
 class Missing(Exception):
     pass
 
@@ -98,6 +103,7 @@ if __name__ == "__main__":
     sys.exit(
         gpu_driver.main(
             families=[family("one"), family("two", Target(1.0, card=None))],
+            began=BEGAN,
             phases=phases if os.environ.get("PHASES") else [],
             clock=Clock("cpu", "Stand-in H200"),
             root=HERE,

@@ -1,6 +1,5 @@
 """What `make gpu-check` is made of: its script, sources, results, and steps that a CPU can run."""
 
-import ast
 import json
 import os
 import signal
@@ -100,32 +99,6 @@ def test_a_target_knows_its_card_and_its_side():
     assert Target(6.6).met({}) is None
     share = Target(0.6, "share", at_least=True, card=None)
     assert share.applies("any") and share.met({"share": 0.7}) and not share.met({"share": 0.5})
-
-
-def imports(path: Path) -> set[str]:
-    """Modules of ours that a file imports, but for functions that then serve other arguments."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("fastssl.")}
-
-
-@pytest.mark.parametrize("family", gpu_check.FAMILIES, ids=lambda family: family.FAMILY)
-def test_a_family_depends_on_no_source_that_its_hash_leaves_out(family):
-    hashed = set(gpu_sources.files((*gpu_sources.COMMON, *family.SOURCES)))
-    for path in [
-        path for path in hashed if path.suffix == ".py" and ROOT / "fastssl" in path.parents
-    ]:
-        for name in imports(path):
-            candidates = (
-                (ROOT / name.replace(".", "/")).with_suffix(".py"),
-                ROOT.joinpath(*name.split("."), "__init__.py"),
-            )
-            for used in candidates:
-                assert not used.exists() or used in hashed, f"{path} imports {name}"
 
 
 def test_a_hash_follows_names_and_bytes(tmp_path):

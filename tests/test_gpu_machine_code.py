@@ -1,5 +1,7 @@
 """The parts of the model of GPU kernels, on code small enough to know the answer."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.machine_code import flow, predict, sass, simulate, units
@@ -111,6 +113,49 @@ def test_wgmma_takes_its_published_time_and_its_operands():
     assert units.use_of(both, H100).shared == 32 and units.use_of(left, H100).shared == 16
 
 
+def test_other_products_of_groups():
+    (half,) = same("HGMMA.64x128x16.F32", 1)
+    assert units.use_of(half, H100).busy == 2 * 64 * 128 * 16 / 4096
+    for opcode in ("IGMMA.64x128x32.S8.S8", "QGMMA.64x128x32.F32.E4M3.E4M3"):
+        (small,) = same(opcode, 1)
+        assert units.use_of(small, H100).busy == units.use_of(half, H100).busy
+        assert predict.has_tensor([small])
+
+
+def test_half_precision_is_slower_in_bfloat16_on_an_a100():
+    used = [units.use_of(same(x, 1)[0], A100).busy for x in ("HFMA2.MMA", "HFMA2.BF16_V2")]
+    assert used == [1, 2]
+
+
+@pytest.mark.parametrize("opcode", ["TOKAMAK.F32", "UTMALDG.2D"])
+def test_an_unknown_instruction_is_an_error(opcode):
+    (x,) = same(opcode, 1)
+    with pytest.raises(ValueError, match=f"nothing is known of {opcode}"):
+        units.use_of(x, H100)
+
+
+#: Stores that threads beyond the last row branch around, and one of what unrolling left over.
+GUARDED = text_of(
+    (".L_x_1",),
+    ("@P1 BRA `(.L_x_2)", control(stall=5)),
+    ("FADD R3, R3, R2", control()),
+    ("STG.E.64 [R2], R4", control()),
+    (".L_x_2",),
+    ("@P0 BRA `(.L_x_1)", control(stall=5)),
+    ("@P1 BRA `(.L_x_3)", control(stall=5)),
+    ("STG.E.64 [R2], R4", control()),
+    (".L_x_3",),
+    ("EXIT", control(stall=5)),
+)
+
+
+@pytest.mark.parametrize("longest, rest", [(False, []), (True, ["STG"])])
+def test_no_way_through_a_loop_leaves_out_a_store(longest, rest):
+    graph = flow.Flow(sass.parse(GUARDED)["kernel"])
+    way = [x.name for x in flow.Path(graph, {}, longest).trace()]
+    assert way == ["BRA", "FADD", "STG", "BRA", "BRA", *rest, "EXIT"]
+
+
 def test_residency_follows_registers_and_shared_memory():
     graph = flow.Flow(sass.parse(LOOP)["kernel"])
 
@@ -131,3 +176,67 @@ def test_waves_and_memory():
     bytes_ = predict.predict(kernel, H100, 1, 1, moved=1e9)
     assert bytes_.limiter == "memory"
     assert bytes_.microseconds == pytest.approx(1e15 / H100.copy_rate)
+
+
+#: A pass takes 20 clocks, or 35 the longer way; a turn around it 15, all else 12.
+NESTED = text_of(
+    ("MOV R1, R2", control(stall=7)),
+    (".L_x_1",),
+    ("FADD R3, R3, R2", control(stall=11)),
+    (".L_x_2",),
+    ("FADD R3, R3, R2", control(stall=10)),
+    ("@!P1 BRA `(.L_x_3)", control(stall=5)),
+    ("FADD R3, R3, R2", control(stall=15)),
+    (".L_x_3",),
+    ("@P0 BRA `(.L_x_2)", control(stall=5)),
+    ("@P2 BRA `(.L_x_1)", control(stall=4)),
+    ("EXIT", control(stall=5)),
+)
+
+
+def nested():
+    """A kernel of four warps that has a multiprocessor to itself, its inner and its outer loop."""
+    graph = flow.Flow(sass.parse(NESTED)["kernel"])
+    (outer,) = graph.loops
+    (inner,) = outer.inner
+    return predict.Kernel("k", graph, 4, 32, 0, 200 << 10), inner, outer
+
+
+def clocks(prediction) -> float:
+    return prediction.microseconds * H100.clock * 1e3
+
+
+@pytest.mark.parametrize("programs, waves", [(132, 1), (3 * 132, 3), (3 * 132 + 5, 4)])
+def test_a_wave_takes_as_long_as_its_programs(programs, waves):
+    kernel, inner, outer = nested()
+    found = predict.predict(kernel, H100, programs, passes=6, loop=inner, outer=outer, turns=2)
+    assert found.resident == 1 and found.waves == programs / 132
+    assert clocks(found) == pytest.approx(waves * (12 + 2 * 15 + 6 * 20))
+    assert found.clocks == 20
+
+
+def test_rare_passes_take_the_longest_way():
+    kernel, inner, outer = nested()
+    found = predict.predict(kernel, H100, 132, passes=6, loop=inner, rare=0.25)
+    assert clocks(found) == pytest.approx(12 + 15 + 6 * (0.75 * 20 + 0.25 * 35))
+    with pytest.raises(ValueError, match="no rare passes"):
+        predict.predict(kernel, H100, 132, 6, loop=inner, rare=0.25, outer=outer)
+
+
+def test_without_a_main_loop_each_is_passed_as_often_as_told():
+    kernel, inner, outer = nested()
+    fixed = {outer.header: 3, inner.header: 2}
+    found = predict.predict(kernel, H100, 132, 1, fixed, straight=True)
+    assert clocks(found) == pytest.approx(12 + 3 * (15 + 2 * 20))
+
+
+def test_cards_do_not_share_costs_unless_they_are_alike():
+    lines = [("LDG.E.128 R4, [R2]", control(sets=0))] * 8
+    code = text_of((".L_x_1",), *lines, ("@P0 BRA `(.L_x_1)", control(5, waits=1)),
+                   ("EXIT", control()))  # fmt: skip
+    kernel = predict.Kernel("k", flow.Flow(sass.parse(code)["kernel"]), 4, 32, 0, 200 << 10)
+    half = replace(H100, processors=66)  # which share what L2 gives
+    whole, less, same_ = (predict.predict(kernel, c, 66, 10).clocks for c in (H100, half, H100))
+    assert whole == same_
+    # Eight loads of 512 bytes by each quarter.
+    assert whole - less == pytest.approx(8 * 4 * 512 * 66 / H100.l2_per_clock, rel=0.05)

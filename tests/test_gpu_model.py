@@ -19,6 +19,9 @@ GROWTH = 1.1
 #: One card of each architecture: what differs between H100 and H200 is not compiled.
 SHOWN = ("A100", "H200")
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
+#: What may spill where a call is not `main`: kernels that multiply, and one whose two turns have
+#: more addresses than the compiler gives it registers. The file of figures holds how much.
+MAY_SPILL = (*passes.MATRIX, "finish_pairs")
 CALLS = [call for module in families.CAUGHT.values() for call in module.calls()]
 
 
@@ -42,7 +45,7 @@ def test_triton_kernels_keep_their_resources_and_their_time(call, card):
         assert kernel.shared <= card.shared_of_program, x.name
         if x.name in passes.MATRIX:
             assert MATRIX_INSTRUCTION[card.architecture] in compiled.binary.asm["ptx"], x.name
-        if call.main or x.name not in passes.MATRIX:
+        if call.main or x.name not in MAY_SPILL:
             assert kernel.spills == 0, (x.name, compiled.needs)
     if MODEL.get("triton") != triton.__version__:
         pytest.skip("resources were tested; times are of another Triton")
@@ -64,6 +67,8 @@ def assert_no_slower(found: list[dict], before: list[dict]) -> None:
         assert made.get("kernel") == kept.get("kernel")
         # A tenth of a microsecond is what rounding may hide.
         assert made["predicted_us"] <= GROWTH * kept["predicted_us"] + 0.1, made
+        # Arrays live on CUDA threads' stacks, too; calls have none.
+        assert made.get("spills", 0) <= kept.get("spills", 0), made
 
 
 @pytest.mark.skipif(
@@ -74,10 +79,6 @@ def test_cuda_kernels_keep_their_resources_and_their_time(family):
     found = families.predicted(family)
     for key, rows in found.items():
         assert_no_slower(rows, [x for x in MODEL[key] if x["family"] == family])
-    # Arrays live on the stack, too; that no register is spilled there is for the build to refuse.
-    before = [x for x in MODEL["launches"] if x["family"] == family]
-    for made, kept in zip(found["launches"], before, strict=True):
-        assert made["spills"] <= kept["spills"], made["kernel"]
 
 
 def test_every_family_is_predicted():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import host_work
+from fastssl import masking
 
 pytest.importorskip("triton")
 
@@ -69,6 +70,70 @@ def test_the_pretence_ends():
     assert not any("meta" in family for family in host_work._dispatch._operators.values())
 
 
+#: Registered, but on no table of what a GPU launches.
+EXCEPTIONS = {
+    "contrast_queue": "contrast_forward serves a GPU: fastssl calls this one on the CPU alone",
+}
+
+
+def test_every_raw_operator_is_counted_or_excused():
+    registered = {
+        name.removeprefix("fastssl::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastssl::")
+    }
+    # Those of a team run a block's steps on the CPU, in tests.
+    registered = {name for name in registered if "_team" not in name}
+    counted = {*host_work.NATIVE, *host_work.DEFINED, *filter(host_work.launcher, registered)}
+    assert registered - counted - EXCEPTIONS.keys() == set()
+    assert counted | EXCEPTIONS.keys() <= registered, "of what is no longer there"
+
+
+def further(device):
+    """What `calls` leaves out, and what it launches of ours: name to (function, operator)."""
+    n = 8
+    ids, step = torch.arange(n, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    drawn = {"seed": 1, "step": step, "sample_ids": ids}
+    images = torch.zeros(n, 3, 96, 96, dtype=torch.uint8, device=device)
+    permutations = torch.arange(9, device=device).repeat(4, 1)
+    words = torch.zeros(n, 32, dtype=torch.int64, device=device)
+    of = partial(masking.multiblock_masks, n, (14, 14), seed=1, sample_ids=ids)
+    return {
+        "block_masks": (partial(masking.block_masks, n, (14, 14), 0.4, **drawn), "patch_blocks"),
+        "inverse_block_masks": (
+            partial(masking.inverse_block_masks, n, (14, 14), **drawn), "patch_inverse_block"
+        ),
+        "multiblock_masks": (of, "patch_multiblock"),
+        "mask_tokens": (
+            partial(masking.mask_tokens, words, None, 3, 100, **drawn), "patch_mask_tokens"
+        ),
+        "jigsaw": (
+            partial(masking.jigsaw, images, permutations=permutations, **drawn), "patch_tiles"
+        ),
+        "relative_patches": (
+            partial(masking.relative_patches, images, 16, 8, 2, **drawn), "patch_tiles"
+        ),
+    }  # fmt: skip
+
+
+def further_work(name):
+    function, operator = further("meta")[name]
+    with host_work.pretended_gpu() as trace, trace:
+        function()
+    return trace.work, operator
+
+
+FURTHER = tuple(further("cpu"))
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_plans_words_and_tiles_are_a_launch_and_do_not_wait(name):
+    work, operator = further_work(name)
+    assert work.kernels == {operator: 1} and not work.waits
+    # Words of pretext tasks have no kernel of their own.
+    assert ("__xor__" in work.small) == (operator == "patch_tiles")
+
+
 def launched(function):
     """The result, and the names of the kernels on the device; a wait is an error."""
     from torch.profiler import ProfilerActivity, profile
@@ -98,6 +163,19 @@ def test_on_a_card_as_many_launches_and_no_wait(name):
             result, names = launched(call.function)
         else:
             _, names = launched(partial(torch.autograd.grad, result, call.leaves, upstream))
-        triton = set(work.kernels) - set(host_work.NATIVE)
-        own = [name for name in names if "fastssl" in name or name in triton]
-        assert len(own) == work.kernels.total(), (key, names)
+        assert len(own(names, work)) == work.kernels.total(), (key, names)
+
+
+def own(names, work):
+    triton = set(work.kernels) - set(host_work.NATIVE)
+    return [name for name in names if "fastssl" in name or name in triton]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", FURTHER)
+def test_on_a_card_plans_words_and_tiles_are_a_launch_too(name):
+    function, _ = further("cuda")[name]
+    function()
+    work, _ = further_work(name)
+    _, names = launched(function)
+    assert len(own(names, work)) == work.kernels.total(), names

@@ -38,15 +38,12 @@ def launch_record(call: Call, card: Card, x: Launched) -> dict:
     compiled = x.compiled(card.architecture)
     kernel = compiled.kernel
     how, work = passes_of(x, kernel), work_of(x)
-    prediction = predict(
-        kernel, card, x.programs, how.passes, how.fixed, how.loop, how.straight, how.rare,
-        work.moved, outer=how.outer, turns=how.turns,
-    )  # fmt: skip
+    prediction = predict(kernel, card, x.programs, moved=work.moved, **vars(how))
     loop = None if how.straight else how.loop or kernel.main_loop()
     return record.launch(
         call.family, call.case, kernel, card, call.size, work.floor_us(card), prediction,
         counts(kernel, loop, how.fixed), call.test, x.name,
-        x["BLOCK_M"] * x["BLOCK_N"] if x.name in MATRIX and x.name != "multiply_weights" else 0,
+        x["BLOCK_M"] * x["BLOCK_N"] if x.name in MATRIX and "multiply" not in x.name else 0,
     )  # fmt: skip
 
 

@@ -22,15 +22,12 @@ class Card:
         tensor_clock: the clock of kernels that keep the tensor cores busy all the time, GHz.
         bandwidth: memory, GB/s by the data sheet.
         copy_share: the share of it that streaming kernels reach, read and written bytes together.
-        l2_bytes: size of the L2 cache.
         l2_per_clock: bytes that the whole card reads from L2 in a clock.
         shared_bytes: shared memory of a processor that programs can have.
         shared_of_program: shared memory that one program can have.
-        launch_us: between two events in a stream with one empty kernel between them.
         gap_us: from the end of a kernel to the start of the next, in a stream that is ahead.
         graph_gap_us: the same between nodes of a CUDA graph.
-        small_us: a copy of 64 kB as one of thousands of nodes of a graph, gap included: what hardly
-            any kernel goes below.
+        small_us: a copy of 64 kB as one of thousands of nodes of a graph, gap included.
         per_clock: results per clock and processor, by kind of operation; "tensor" and "hmma" are
             floating-point operations, a multiply-add counts as two.
         latency: clocks until a result can be used, by kind of operation.
@@ -48,11 +45,9 @@ class Card:
     tensor_clock: float
     bandwidth: float
     copy_share: float
-    l2_bytes: int
     l2_per_clock: int
     shared_bytes: int
     shared_of_program: int
-    launch_us: float
     gap_us: float
     graph_gap_us: float
     small_us: float
@@ -73,6 +68,17 @@ class Card:
         """Floating-point operations a second of the tensor cores at `tensor_clock`."""
         return self.processors * self.per_clock["tensor"] * self.tensor_clock * 1e9
 
+    @property
+    def least_us(self) -> float:
+        """What hardly any kernel goes below: `small_us` without the gap."""
+        return self.small_us - self.graph_gap_us
+
+    @property
+    def pace(self) -> tuple:
+        """All of a card that decides how many clocks its processors take for some code."""
+        rates = *self.per_clock.items(), *self.latency.items()
+        return self.processors, self.l2_per_clock, self.shared_per_clock, *rates
+
     def rate(self, kind: str) -> float:
         """Results a second of the whole card at `clock`."""
         return self.processors * self.per_clock[kind] * self.clock * 1e9
@@ -87,16 +93,9 @@ _PER_CLOCK_80 = {
     "double": 32,
     "half2": 128,  # instructions of two results each
     "bfloat2": 64,
-    "integer": 64,  # add, subtract
     "multiply": 64,  # 32-bit integer multiply, multiply-add
-    "shift": 64,
     "logic": 64,
-    "compare": 64,  # minimum and maximum too
-    "special": 16,  # each of the next four
-    "ex2": 16,
-    "lg2": 16,
-    "rcp": 16,
-    "rsqrt": 16,
+    "special": 16,  # powers and logarithms to base 2, reciprocals, square roots of them
     "bits": 16,  # population count, leading zeros
     "convert": 16,
     "convert_to_integer": 16,
@@ -104,7 +103,6 @@ _PER_CLOCK_80 = {
     "convert_64": 16,
     "shuffle": 32,
     "reduce": 16,
-    "vote": 64,
 }
 _PER_CLOCK_90 = {
     **_PER_CLOCK_80,
@@ -120,11 +118,8 @@ _PER_CLOCK_90 = {
     "convert": 64,
     "convert_to_integer": 16,
 }
-#: "l1" to "memory" by "latencies"; "float" and "integer" are what the compiler's stall counts say.
+#: "shared" to "memory" by "latencies"; those of float and integer operations are stall counts.
 _LATENCY_80 = {
-    "float": 4,
-    "integer": 4,
-    "multiply": 4,
     "special": 18,
     "shuffle": 23,
     "shared": 29,
@@ -139,9 +134,6 @@ _LATENCY_90 = {
     "l1": 40,
     "l2": 263,  # 208 near, 357 far
     "memory": 570,  # H100 SXM; 479 on an H800 PCIe, 679 on a GH200
-    # 64 x 256 x 16 is 2 x 64 x 256 x 16 / 4096 = 128 clocks of work: no latency shows beside it.
-    "wgmma_64n256k16": 128,
-    "wgmma_64n128k16": 64,
 }
 
 A100 = Card(
@@ -153,11 +145,9 @@ A100 = Card(
     tensor_clock=1.226,  # 271.2 TFLOP/s / (108 x 2048)
     bandwidth=2039,
     copy_share=0.854,  # 1741 / 2039
-    l2_bytes=40 << 20,
     l2_per_clock=5120,
     shared_bytes=164 << 10,
     shared_of_program=163 << 10,
-    launch_us=4.5,
     gap_us=0.9,
     graph_gap_us=0.5,
     small_us=1.4,
@@ -173,11 +163,9 @@ H100 = Card(
     tensor_clock=1.469,  # 794.5 TFLOP/s / (132 x 4096)
     bandwidth=3352,
     copy_share=0.898,  # 3010 / 3352
-    l2_bytes=50 << 20,
     l2_per_clock=5120,
     shared_bytes=228 << 10,
     shared_of_program=227 << 10,
-    launch_us=4.5,
     gap_us=0.9,
     graph_gap_us=0.5,
     small_us=2.3,
@@ -185,7 +173,7 @@ H100 = Card(
     latency=_LATENCY_90,
 )
 #: The same chip and the same 700 W; no source was found for its copies: an H100's share.
-H200 = replace(H100, name="H200", product="H200-SXM-141GB", bandwidth=4800, l2_bytes=60 << 20)
+H200 = replace(H100, name="H200", product="H200-SXM-141GB", bandwidth=4800)
 CARDS = {card.name: card for card in (A100, H100, H200)}
 
 _BENCHES = "github.com/te42kyfo/gpu-benches (RRZE Erlangen)"
@@ -214,7 +202,6 @@ SOURCES = {
         "H100: Dao et al., github.com/Dao-AILab/quack, media/2025-07-10-membound-sol.md, a "
         "softmax of 16k x 131k, 3.01 TB/s in Nsight Compute. H200: an H100's share"
     ),
-    "l2_bytes": "white papers; H200: what the driver reports, as for a GH200",
     "l2_per_clock": (
         "A100: NVIDIA's white paper. H100 and H200: calibrated, an A100's figure, as for an H100 "
         "NVIDIA gives none. Programs that read the same lines at the same time get more than "
@@ -227,10 +214,6 @@ SOURCES = {
         f"32 banks of 4 bytes, CUDA C++ Programming Guide; {_LUO}: 124 of 128 reached from L1"
     ),
     "registers": "CUDA C++ Programming Guide, technical specifications by compute capability",
-    "launch_us": (
-        "tritonbench launch_latency, nop_triton_kernel on an H100, 4.54 us, and 2.9 us without a "
-        "kernel (github.com/meta-pytorch/tritonbench/pull/38); for all cards"
-    ),
     "gap_us": (
         "NVIDIA, Getting Started with CUDA Graphs (developer.nvidia.com/blog/cuda-graphs, 2019): "
         "kernels of 2.9 us take 3.8 us each in a stream and 3.4 us each in a graph, on a V100; for "
@@ -258,7 +241,10 @@ SOURCES = {
     "hmma_16816": (
         "Sun et al., Dissecting Tensor Cores via Microbenchmarks, arXiv:2206.02874, from memory"
     ),
-    "wgmma": f"{_LUO}, table VIII",
+    "wgmma": (
+        f"{_LUO}, table VIII: 64 x 128 x 16 takes 64 clocks, 64 x 256 x 16 takes 128: what the "
+        "tensor cores' rate says"
+    ),
     "special, shuffle, barrier": (
         "assumed: no source for these cards was found. Jia et al., arXiv:1804.06826 and "
         "arXiv:1903.07486, have figures of this size for Volta and Turing; on a B300 ex2 takes 14, "

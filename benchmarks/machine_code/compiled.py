@@ -14,12 +14,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-#: Bytes of shared memory a block may use, by compute capability.
-SHARED_LIMIT = {80: 166912, 90: 232448}
-#: Registers of a processor.
-REGISTERS = 65536
-#: The instruction that multiplies matrices.
-MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -31,11 +25,6 @@ class Resources:
     stack: int
     shared: int
     warps: int
-
-    @property
-    def registers_of_program(self) -> int:
-        """What a processor sets aside: 8 registers at a time."""
-        return -(-self.registers // 8) * 8 * 32 * self.warps
 
 
 def compile_kernel(kernel, pointers, scalars, constants, arch, **options):

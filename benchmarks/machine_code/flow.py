@@ -2,7 +2,8 @@
 
 A warp's path is found without running it: every loop is passed a given number of times, and where
 code branches inside a loop the shortest way through it is the usual one (what is skipped are tiles
-with exceptions and slow paths of divisions), the longest the other.
+with exceptions and slow paths of divisions), the longest the other. There no way leaves out what
+another one stores in the card's memory: such branches are for threads beyond the last row.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from benchmarks.machine_code.sass import Instruction
 
 #: What ends a thread or goes back to who called.
 _ENDS = ("EXIT", "RET", "BPT", "KILL")
+#: What writes to the card's memory.
+_STORES = ("ST", "STG")
 
 
 def _jumps(x: Instruction) -> bool:
@@ -145,7 +148,8 @@ class Path:
         flow: the kernel's control flow.
         trips: how often each loop's body is passed, by the header's block; a loop that is not named
             is passed once.
-        longest: take the longest way through every body instead of the shortest.
+        longest: take the longest way through every body instead of the shortest, of those that
+            store most.
     """
 
     def __init__(self, flow: Flow, trips: dict[int, int], longest: bool = False):
@@ -170,24 +174,30 @@ class Path:
                 out = {to for to in out if to in inside.blocks and to != inside.header}
             return [owner[to].header if to in owner else to for to in out]
 
-        best: dict[int, tuple[tuple[int, int], list[int]] | None] = {}
+        # By node: (loops passed, bits stored, instructions) of the best way on, and its nodes.
+        best: dict[int, tuple[tuple[int, int, int], list[int]] | None] = {}
 
-        def search(node: int) -> tuple[tuple[int, int], list[int]] | None:
+        def search(node: int) -> tuple[tuple[int, int, int], list[int]] | None:
             if node in best:
                 return best[node]
             best[node] = None  # an unstructured way back counts as none
             loop = owner.get(node)
             size = 0 if loop else len(self.flow.blocks[node])
+            # Outside of loops such branches are around what is left of unrolled ones.
+            stored = 0 if loop or inside is None else self._stored(node)
             gain = 1 if loop and self.trips.get(node, 1) else 0
             options = [found for to in following(node) if (found := search(to)) is not None]
             blocks = loop.blocks if loop else (node,)
             # Threads may leave early; a warp does where there is no other way on.
             if any(map(is_end, blocks)) or not options and any(map(self._may_exit, blocks)):
-                options.append(((0, 0), []))
+                options.append(((0, 0, 0), []))
             if options:
                 sign = 1 if self.longest else -1
-                rank, way = max(options, key=lambda o: (o[0][0], sign * o[0][1]))
-                best[node] = ((rank[0] + gain, rank[1] + size), [node, *way])
+                rank, way = max(options, key=lambda o: (*o[0][:2], sign * o[0][2]))
+                best[node] = (
+                    (rank[0] + gain, rank[1] + stored, rank[2] + size),
+                    [node, *way],
+                )
             return best[node]
 
         first = owner[start].header if start in owner else start
@@ -198,6 +208,10 @@ class Path:
         for node in found[1]:
             trace += self._loop(owner[node]) if node in owner else self._block(node)
         return trace
+
+    def _stored(self, number: int) -> int:
+        code = (self.flow.code[i] for i in self.flow.blocks[number])
+        return sum(x.width for x in code if x.name in _STORES and not x.never)
 
     def _may_exit(self, number: int) -> bool:
         return self.flow.code[self.flow.blocks[number][-1]].name == "EXIT"

@@ -7,7 +7,7 @@ import torch
 from benchmarks.machine_code.calls import Call
 from benchmarks.machine_code.launched import meta
 from benchmarks.machine_code.record import Work
-from fastssl.ops.contrast import triton, triton_gradient
+from fastssl.ops.contrast import schema, triton, triton_gradient, triton_kept
 from fastssl.ops.contrast.pairs import LABELLED, PAIRED, ROWS, SIGMOID, SOFTMAX, Pairs
 
 TEST = "tests/triton_interpret/test_contrast.py"
@@ -56,24 +56,28 @@ def _pairs(loss: str, rows: int, depth: int, dtype: str) -> Pairs:
 
 
 def _runner(p: Pairs) -> Callable[[], None]:
+    def kept() -> None:
+        rows, _, found = triton.forward_kept(*p)
+        grad = meta(*rows.shape, dtype=torch.float64)
+        triton.backward_kept(found, *p, rows, grad, grad, grad, True, True)
+
     def run() -> None:
         rows, columns = triton.forward(*p)
         if p.metrics:
             return  # they have no gradient
-        grads = (meta(ROWS, s.shape[1], dtype=torch.float64) for s in (rows, columns))
-        rows_grad, columns_grad = grads
-        # A queue is constant.
-        triton.backward(
-            *p,
-            rows[:ROWS],
-            rows_grad,
-            columns,
-            columns_grad,
-            True,
-            bool(p.columns or p.scale is not None),
+        rows_grad, columns_grad = (
+            meta(ROWS, s.shape[1], dtype=torch.float64) for s in (rows, columns)
         )
+        # A queue is constant.
+        want_y = bool(p.columns or p.scale is not None)
+        triton.backward(*p, rows[:ROWS], rows_grad, columns, columns_grad, True, want_y)
 
-    return run
+    # As `fastssl.siglip_loss` does where it averages.
+    sides = {
+        n: None if z is None else z.detach().requires_grad_()
+        for n, z in zip("xy", p[:2], strict=True)
+    }
+    return kept if schema.gradients_worth_keeping(p._replace(**sides)) else run
 
 
 def call(loss: str, rows: int, depth: int, dtype: str = "bfloat16", main: bool = False) -> Call:
@@ -91,7 +95,7 @@ def call(loss: str, rows: int, depth: int, dtype: str = "bfloat16", main: bool =
     work = Work(
         2.0 * (products - halves) * pairs * depth * parts, exponentials * pairs, float(moved)
     )
-    modules = (triton, triton_gradient)
+    modules = (triton, triton_gradient, triton_kept)
     shape = {"rows": rows, "depth": depth, "dtype": dtype}
     return Call("contrast", loss, shape, work, _runner(p), TEST, modules, main)
 

@@ -21,7 +21,18 @@ _DOUBLES = ("window", "other_window", "known", "statistics", "gradient")
 MATRIX = (
     "sum_triangle", "sum_exponentials", "accumulate_gradient", "write_gradient_weights",
     "multiply_weights", "sum_pairs", "accumulate_pairs", "write_pair_weights",
+    "multiply_turned", "write_shares",
 )  # fmt: skip
+
+
+#: Tensors of which a chunk's launch touches its own rows alone, and the dimension of the rows.
+_OF_A_CHUNK = {
+    "write_gradient_weights": {"weights": 1},
+    "write_pair_weights": {"left": 1, "out": 1, "turned": 1},
+    "write_shares": {"left": 1, "out": 1, "turned": 1, "sums": 1},
+    "multiply_weights": {"weights": 1, "out": 1},
+    "multiply_turned": {"turned": 1, "packed": 1},
+}
 
 
 @dataclass
@@ -93,15 +104,25 @@ def _over(count: Callable[[Launched], int]) -> Callable[[Launched, Kernel], Pass
     return passes
 
 
-def _columns(rows: str, exceptional: float) -> Callable[[Launched, Kernel], Passes]:
-    """Kernels that pass tiles of columns; some tiles take the way with the exceptions."""
+def _exceptions(x: Launched) -> int:
+    """How many columns of each row are exceptions. A partner's partner is the row itself in every
+    call, so inverses name no column more; labels and windows are no exceptions.
+    """
+    if "DIAGONAL" not in x.arguments:  # nt_xent: the row and its partner
+        return 2
+    return int(x["DIAGONAL"] or x["EXCLUDED"]) + int(x["PARTNER"])
+
+
+def _columns(rows: str) -> Callable[[Launched, Kernel], Passes]:
+    """Kernels that pass tiles of columns; tiles with exceptions take the longest way."""
 
     def passes(x: Launched, kernel: Kernel) -> Passes:
         inner = kernel.main_loop()
         outer = kernel.around(inner)
         fixed = {inner.header: _ceil(x["DEPTH"], x["BLOCK_K"])} if outer else {}
         columns = x[rows]
-        share = min(1.0, exceptional * x["BLOCK_M"] / columns)
+        # Each exception of a block of rows lies in as many columns as there are rows.
+        share = min(1.0, _exceptions(x) * max(x["BLOCK_M"], x["BLOCK_N"]) / columns)
         across = _ceil(columns, x["BLOCK_N"]) / x.grid[1]
         return Passes(across, fixed, outer or inner, rare=share)
 
@@ -136,15 +157,16 @@ def _rows(x: Launched, kernel: Kernel) -> Passes:
 
 
 _KERNELS: dict[str, Callable[[Launched, Kernel], Passes]] = {
-    # A row meets itself and its partner in two of its tiles' diagonals.
     "sum_triangle": _triangle,
-    "sum_exponentials": _columns("rows", 2),
-    "accumulate_gradient": _columns("rows", 2),
-    "sum_pairs": _columns("columns", 1),
-    "accumulate_pairs": _columns("columns", 1),
+    "sum_exponentials": _columns("rows"),
+    "accumulate_gradient": _columns("rows"),
+    "sum_pairs": _columns("columns"),
+    "accumulate_pairs": _columns("columns"),
     "write_gradient_weights": _one_tile,
     "write_pair_weights": _one_tile,
+    "write_shares": _one_tile,
     "multiply_weights": lambda x, k: Passes(_ceil(x["padded"], x["BLOCK_K"])),
+    "multiply_turned": lambda x, k: Passes(_ceil(x["count"], x["BLOCK_K"])),
     "pack": _rows,
     "pack_rows": _rows,
     "partner_products": _rows,
@@ -172,14 +194,29 @@ def passes_of(x: Launched, kernel: Kernel) -> Passes:
 
 
 def moved(x: Launched) -> float:
-    """Bytes of the tensors that a launch reads and writes, each once."""
-    total, seen = 0, set()
+    """Bytes that a launch reads and writes, each tensor's once, of a chunk's its own rows'."""
+    total, seen = 0.0, set()
+    of_a_chunk = _OF_A_CHUNK.get(x.name, {})
     for name, value in x.arguments.items():
         if not isinstance(value, torch.Tensor) or id(value) in seen or _stands_in(x, name, value):
             continue
         seen.add(id(value))
-        total += value.numel() * value.element_size()
+        share = 1.0
+        if name in of_a_chunk:
+            share = _rows_of_chunk(x) / value.shape[of_a_chunk[name]]
+        total += share * value.numel() * value.element_size()
+    if x.name == "multiply_turned" and x["chunk"]:  # reads what it adds to
+        total += x["out"].numel() * x["out"].element_size()
     return total
+
+
+def _rows_of_chunk(x: Launched) -> int:
+    if x.name == "multiply_turned":
+        return x["count"]
+    if x.name == "multiply_weights":
+        return x.grid[0] * x["BLOCK_M"]
+    padded = x.arguments.get("right_padded", x.arguments.get("padded"))
+    return x.programs * x["BLOCK_M"] * x["BLOCK_N"] // padded
 
 
 def _stands_in(x: Launched, name: str, value: torch.Tensor) -> bool:
@@ -197,6 +234,8 @@ def work_of(x: Launched) -> Work:
     depth = x["DEPTH"]
     if x.name == "multiply_weights":
         rows, columns, exponentials = x.grid[0] * x["BLOCK_M"], x["padded"], 0
+    elif x.name == "multiply_turned":
+        rows, columns, exponentials = x["right_padded"], x["count"], 0
     elif x.name.startswith("write"):
         rows, columns = x.programs * x["BLOCK_M"], x["BLOCK_N"]
         exponentials = rows * columns

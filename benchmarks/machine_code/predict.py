@@ -9,13 +9,12 @@ from benchmarks.machine_code.cards import H100, Card
 from benchmarks.machine_code.flow import Flow, Loop, Path
 from benchmarks.machine_code.sass import Instruction, disassemble
 from benchmarks.machine_code.simulate import Result, run, steady
-from benchmarks.machine_code.units import KINDS, use_of
+from benchmarks.machine_code.units import KINDS, TENSOR, use_of
 
 #: Registers are handed out to a warp in units of so many.
 _REGISTER_UNIT = 8 * 32
 #: What the system keeps of shared memory for each program, from compute capability 8 on.
 _SHARED_OF_SYSTEM = 1024
-TENSOR = ("HGMMA", "HMMA", "IMMA")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,12 @@ def predict(
         cached: whether loads of less than 16 bytes a thread hit L1.
         outer: a loop around the main loop; `passes` are then those of all its turns.
         turns: how often `outer` is passed.
+
+    Raises:
+        ValueError: `rare` and `outer` are both given.
     """
+    if rare and outer:
+        raise ValueError("a loop inside another one has no rare passes")
     loop = None if straight else loop or kernel.main_loop()
     resident = kernel.resident(card)
     full, rest = divmod(programs, card.processors * resident)
@@ -162,18 +166,10 @@ def _wave(
 
 
 def _cost(kernel, card, together, fixed, loop, longest, cached) -> tuple[Result, Result]:
-    """(once, each pass); kept, as cards of one architecture differ in memory alone."""
+    """(once, each pass); kept, as some cards differ in memory alone."""
     trips = dict(fixed or {})
-    key = (
-        card.architecture,
-        card.clock,
-        card.l2_per_clock,
-        together,
-        tuple(trips.items()),
-        longest,
-        cached,
-        loop and loop.header,
-    )
+    at = loop and loop.header
+    key = *card.pace, together, tuple(sorted(trips.items())), longest, cached, at
     if key not in kernel._steady:
 
         def body(count: int) -> list[Instruction]:

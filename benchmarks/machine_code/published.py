@@ -13,7 +13,8 @@ from benchmarks.machine_code.cards import A100, H100, Card
 from benchmarks.machine_code.compiled import resources
 from benchmarks.machine_code.predict import Kernel, Prediction, counts, kernel_of, predict
 
-#: Microseconds between two events with nothing between them (tritonbench, as `launch_us`).
+#: Microseconds between two events with nothing between them (tritonbench launch_latency on an H100,
+#: github.com/meta-pytorch/tritonbench/pull/38).
 EVENTS_US = 2.9
 _TESTS = "tests/triton_interpret/test_known.py::test_"
 

@@ -38,7 +38,7 @@ def launch(
     prediction: Prediction, per_iteration: dict, test: str, name: str | None = None,
     elements: float = 0.0,
 ) -> dict:  # fmt: skip
-    """One launch's record.
+    """One launch's record. No launch takes less than `card.least_us`: its limiter is "launch" then.
 
     Args:
         family: one of FAMILIES.
@@ -53,6 +53,9 @@ def launch(
         name: the kernel's name, if the compiler's is another.
         elements: what a program works on in a pass, if that can be counted.
     """
+    predicted, limiter = prediction.microseconds, prediction.limiter
+    if predicted < card.least_us:
+        predicted, limiter = card.least_us, "launch"
     threads = 32 * kernel.warps
     per_element = {
         k: round(v * threads / elements, 2) for k, v in per_iteration.items() if elements
@@ -65,8 +68,8 @@ def launch(
         "arch": card.architecture,
         "size": size,
         "floor_us": round(floor_us, 3),
-        "predicted_us": round(prediction.microseconds, 3),
-        "limiter": prediction.limiter,
+        "predicted_us": round(predicted, 3),
+        "limiter": limiter,
         "share": {u: s for u, s in prediction.share.items() if s >= 0.05},
         "registers": kernel.registers,
         "spills": kernel.spills,

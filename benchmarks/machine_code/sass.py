@@ -23,6 +23,7 @@ _SECTION = re.compile(r"^\.text\.(\S+):")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+|\$?[\w$]+|\.L_\w+):\s*$")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
+_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "32": 32, "64": 64, "128": 128}
 #: No scoreboard.
 NO_BARRIER = 7
 
@@ -52,6 +53,11 @@ class Instruction:
     def name(self) -> str:
         """The opcode without its modifiers."""
         return self.opcode.split(".", 1)[0]
+
+    @property
+    def width(self) -> int:
+        """Bits that a thread moves, if it moves any."""
+        return next((_BITS[x] for x in self.opcode.split(".")[1:] if x in _BITS), 32)
 
     @property
     def target(self) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.machine_code.cards import Card
 from benchmarks.machine_code.sass import NO_BARRIER, Instruction
-from benchmarks.machine_code.units import QUARTERS, Use, use_of
+from benchmarks.machine_code.units import OF_GROUPS, QUARTERS, Use, use_of
 
 #: How many instructions may stand in front of a unit before issuing stops.
 _QUEUE = {"special": 2, "shared": 6, "global": 6, "tensor": 1, "double": 2}
@@ -124,7 +124,7 @@ class _Quarter:
             warp.copies = max(warp.copies, done)
         elif x.name == "LDGDEPBAR":
             warp.groups.append(warp.copies)
-        elif x.name == "HGMMA":
+        elif x.name in OF_GROUPS:
             warp.product = max(warp.product, done)
             if "gsb0" in x.operands:
                 warp.products.append(warp.product)

@@ -10,17 +10,22 @@ import argparse
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import triton
 
+from benchmarks.machine_code import launches_nt_xent
 from benchmarks.machine_code.cards import CARDS
-from benchmarks.machine_code.compiled import SHARED_LIMIT, compile_kernel, resources
 from benchmarks.machine_code.flow import Path as Way
-from benchmarks.machine_code.predict import TENSOR, kernel_of
+from benchmarks.machine_code.launched import Compiled
+from benchmarks.machine_code.predict import Kernel
 from benchmarks.machine_code.simulate import steady
+from benchmarks.machine_code.units import TENSOR
+from fastssl.ops.nt_xent import triton as launcher
 from fastssl.ops.nt_xent import triton_backward, triton_forward, triton_triangle
-from fastssl.ops.nt_xent.triton_tiles import Tile
+from fastssl.ops.nt_xent.triton_tiles import Tile, own_tiles
 
 RESULTS = Path(__file__).parents[1] / "results" / "nt_xent_sweep.json"
 KERNELS = {
@@ -30,16 +35,10 @@ KERNELS = {
     "weights": triton_backward.write_gradient_weights,
     "product": triton_backward.multiply_weights,
 }
-_CARDS = {90: "H200", 80: "A100"}
+_CARDS = {90: CARDS["H200"], 80: CARDS["A100"]}
+_ROWS = 65536
 #: 1 part is bfloat16; float16 has the same instructions at the same rates. 2 parts are float32.
 DEPTHS = (64, 128, 256, 512, 768)
-_VECTORS = (
-    "scale", "row_weight", "column_weight", "base", "temperature", "peak", "total", "out",
-)  # fmt: skip
-_SCALARS = {
-    "tau": "fp32", "half": "i32", "rows": "i32", "padded": "i32:16", "span": "i32:16",
-    "chunk": "i32:16", "chunk_rows": "i32:16",
-}  # fmt: skip
 #: Rows, columns, warps, stages, most registers; whole rows on the chip.
 _WHOLE = {
     ("triangle", 90): [
@@ -93,7 +92,7 @@ def candidates(name: str, architecture: int, parts: int, depth: int) -> list[Til
         moving = moving if whole else tile.rows + tile.columns
         still = tile.rows + tile.columns - moving
         values = still * tile.depth + moving * tile.depth * tile.stages
-        return 2 * parts * values <= SHARED_LIMIT[architecture]
+        return 2 * parts * values <= _CARDS[architecture].shared_of_program
 
     def holds(tile: Tile) -> bool:  # the gradient's part of the registers
         return name != "backward" or tile.rows * depth // (32 * tile.warps) <= 128
@@ -101,27 +100,24 @@ def candidates(name: str, architecture: int, parts: int, depth: int) -> list[Til
     return [tile for tile in found if fits(tile) and holds(tile)]
 
 
-def compiled_as(name: str, tile: Tile, architecture: int, parts: int, depth: int, bounded: bool):
-    """A kernel with a tile."""
-    kernel, arguments = KERNELS[name], tile.arguments()
-    options = {key: arguments.pop(key) for key in list(arguments) if not key.startswith("BLOCK")}
-    constants = {
-        "LEARNED": not bounded, "BOUNDED": bounded, "PARTS": parts, "DEPTH": depth, **arguments,
-    }  # fmt: skip
-    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
-    operand = "fp16" if parts == 2 else "bf16"
-    pointers = {**dict.fromkeys(_VECTORS, "fp32"), "packed": operand, "weights": operand}
-    return compile_kernel(kernel, pointers, _SCALARS, constants, architecture, **options)
+def compiled_as(name: str, tile: Tile, architecture: int, parts: int, depth: int) -> Compiled:
+    """A kernel with a tile, as the launcher has it compiled; `forward` is for a learned number."""
+    dtype = "float32" if parts == 2 else "bfloat16"
+    call = launches_nt_xent.call(_ROWS, depth, dtype, learned=name == "forward")
+    tiles = replace(own_tiles(architecture, parts, depth), **{name: tile})
+    with mock.patch.object(launcher, "own_tiles", lambda *_: tiles):
+        launched = call.launched(_CARDS[architecture])
+    wanted = KERNELS[name].__name__
+    return next(x for x in launched if x.name == wanted).compiled(architecture)
 
 
-def _has(kernel, loop, names: tuple[str, ...]) -> bool:
+def _has(kernel: Kernel, loop, names: tuple[str, ...]) -> bool:
     return any(i.name in names for i in Way(kernel.flow, {}).body(loop))
 
 
-def clocks(name: str, tile: Tile, compiled, needs, architecture: int, depth: int):
+def clocks(name: str, tile: Tile, kernel: Kernel, architecture: int, depth: int):
     """(clocks that a multiprocessor takes for 1,000 elements of A or S, programs, the limiter)."""
-    card = CARDS[_CARDS[architecture]]
-    kernel = kernel_of(compiled, needs)
+    card = _CARDS[architecture]
     resident = kernel.resident(card)
     matrix = [x for x in kernel.flow.all_loops() if not x.inner and _has(kernel, x, TENSOR)]
     loop, trips = (matrix[0] if matrix else None), {}  # loops for exceptions come after
@@ -142,18 +138,17 @@ def clocks(name: str, tile: Tile, compiled, needs, architecture: int, depth: int
 
 def evaluate(name: str, tile: Tile, architecture: int, parts: int, depth: int) -> dict:
     """One line of the results."""
-    bounded = name != "forward"
     entry = {
         "kernel": name, "arch": architecture, "parts": parts, "depth": depth,
         "tile": [tile.rows, tile.columns, tile.depth, tile.warps, tile.stages, tile.registers],
     }  # fmt: skip
     try:
-        compiled = compiled_as(name, tile, architecture, parts, depth, bounded)
-        needs = resources(compiled)
+        compiled = compiled_as(name, tile, architecture, parts, depth)
+        needs = compiled.needs
         entry |= {"registers": needs.registers, "spills": needs.stack, "shared": needs.shared}
-        if needs.shared > SHARED_LIMIT[architecture]:
+        if needs.shared > _CARDS[architecture].shared_of_program:
             return {**entry, "error": "shared memory"}
-        cost, resident, limiter = clocks(name, tile, compiled, needs, architecture, depth)
+        cost, resident, limiter = clocks(name, tile, compiled.kernel, architecture, depth)
         return {**entry, "resident": resident, "clocks": round(cost, 1), "limiter": limiter}
     except Exception as error:  # a tile that cannot be compiled shall not cost the rest
         return {**entry, "error": f"{type(error).__name__}: {str(error)[:80]}"}

@@ -22,10 +22,12 @@ from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles
 RESULTS = Path(__file__).parents[1] / "results" / "contrast_sweep.json"
 ROWS = 32768
 KERNELS = {
-    "forward": "sum_pairs", "backward": "accumulate_pairs", "weights": "write_pair_weights",
+    "forward": ("sum_pairs",), "backward": ("accumulate_pairs",),
+    "weights": ("write_pair_weights", "write_shares"),
+    "product": ("multiply_weights", "multiply_turned"),
 }  # fmt: skip
-#: Rows, columns, warps, stages; the depth of a step is the problem's, or 64 beyond 256, where
-#: weights go through memory.
+#: Rows, columns, warps, stages, up to the padded depth where weights go through memory, and beyond,
+#: where a step's depth is 64.
 CANDIDATES = {
     "forward": [
         (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 128, 8, 3),
@@ -35,12 +37,20 @@ CANDIDATES = {
         (128, 32, 8, 2), (128, 32, 8, 3), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2),
         (64, 64, 4, 3), (64, 32, 4, 2), (64, 32, 4, 3), (128, 128, 8, 3),
     ],
-    "weights": [
-        (128, 64, 8, 3), (128, 128, 8, 3), (128, 128, 8, 4), (128, 64, 4, 3), (64, 128, 4, 4),
-    ],
 }  # fmt: skip
-#: What is swept: losses that differ in their policy, at the main depth.
+DEEP = {
+    "forward": [
+        (128, 64, 8, 3), (128, 128, 8, 3), (128, 256, 8, 3), (256, 128, 8, 3), (128, 128, 4, 3),
+        (64, 128, 4, 3),
+    ],
+    "weights": [
+        (128, 64, 8, 3), (128, 128, 8, 3), (128, 256, 8, 3), (128, 128, 4, 3), (64, 128, 4, 3),
+    ],
+    "product": [(128, 128, 8, 3), (128, 256, 8, 3), (256, 128, 8, 3), (64, 128, 4, 3)],
+}  # fmt: skip
+#: What is swept: losses that differ in their policy.
 SWEPT = [(loss, 128) for loss in ("info_nce", "clip", "siglip", "sup_con")]
+SWEPT += [(loss, 768) for loss in ("info_nce", "clip", "siglip", "sup_con")]
 
 
 def tiles_with(kernel: str, tile: Tile, card: Card):
@@ -53,13 +63,19 @@ def tiles_with(kernel: str, tile: Tile, card: Card):
     return mock.patch.object(triton, "family_tiles", found)
 
 
-def candidate(loss: str, depth: int, card: Card, kernel: str, sizes: tuple) -> dict | None:
-    """What the model says of a tile; nothing where the loss does not launch the kernel."""
+def candidate(
+    loss: str, depth: int, card: Card, kernel: str, sizes: tuple, resident: int = 1
+) -> dict | None:
+    """What the model says of a tile; nothing where the loss does not launch the kernel.
+
+    How many programs a processor holds is known once the kernel is compiled, and decides the grid:
+    a tile of which it holds several is predicted again.
+    """
     rows, columns, warps, stages = sizes
-    tile = Tile(rows, columns, depth if depth <= 256 else 64, warps, stages)
+    tile = Tile(rows, columns, depth if depth <= 256 else 64, warps, stages, resident)
     call = launches_contrast.call(loss, ROWS, depth)
     with tiles_with(kernel, tile, card):
-        launched = [x for x in call.launched(card) if x.name == KERNELS[kernel]]
+        launched = [x for x in call.launched(card) if x.name in KERNELS[kernel]]
     if not launched:
         return None
     row = {"loss": loss, "depth": depth, "card": card.name, "kernel": kernel, "tile": list(sizes)}
@@ -67,6 +83,9 @@ def candidate(loss: str, depth: int, card: Card, kernel: str, sizes: tuple) -> d
         made = [calls.launch_record(call, card, x) for x in launched]
     except Exception as error:  # a tile that does not compile is a finding, too
         return {**row, "error": f"{type(error).__name__}: {error}"[:120]}
+    held = min(x["occupancy_warps"] for x in made) // warps
+    if held > resident and kernel in ("forward", "backward"):
+        return candidate(loss, depth, card, kernel, sizes, held)
     shared = max(x["shared_bytes"] for x in made)
     if shared > card.shared_of_program:
         return {**row, "error": f"needs {shared} bytes of shared memory"}
@@ -77,7 +96,7 @@ def candidate(loss: str, depth: int, card: Card, kernel: str, sizes: tuple) -> d
         "registers": max(x["registers"] for x in made),
         "spills": max(x["spills"] for x in made),
         "shared_bytes": shared,
-        "resident": made[0]["occupancy_warps"] // warps,
+        "resident": max(1, held),
     }
 
 
@@ -94,7 +113,8 @@ def main() -> int:
             if arguments.loss not in (None, loss) or arguments.depth not in (None, depth):
                 continue
             for card in (H200, A100):
-                for kernel, sizes in ((k, s) for k, all_ in CANDIDATES.items() for s in all_):
+                tried = CANDIDATES if depth <= 256 else DEEP
+                for kernel, sizes in ((k, s) for k, all_ in tried.items() for s in all_):
                     if (found := candidate(loss, depth, card, kernel, sizes)) is not None:
                         rows.append(found)
                         print(json.dumps(found), flush=True)

@@ -17,7 +17,9 @@ KINDS = {
     "multiply": "integer", "alu": "integer", "uniform": "integer", "shared": "shared",
     "global": "global", "shuffle": "shared", "barrier": "barrier",
 }  # fmt: skip
-_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "32": 32, "64": 64, "128": 128}
+#: Instructions that multiply matrices: of four warps together, of one.
+OF_GROUPS = ("HGMMA", "IGMMA", "QGMMA")
+TENSOR = (*OF_GROUPS, "HMMA", "IMMA")
 _SMALL = ("U8", "S8", "U16", "S16")
 
 
@@ -26,16 +28,14 @@ class Use:
     """What an instruction costs.
 
     `unit`: where it waits its turn; `busy`: clocks of that unit; `latency`: clocks from the end of
-    those to the result; `l2`: clocks that its bytes take of L2's share of a quarter; `bytes`: what
-    a warp moves to or from global memory; `shared`: clocks that a tensor instruction's operands
-    take of shared memory.
+    those to the result; `l2`: clocks that its bytes take of L2's share of a quarter; `shared`:
+    clocks that a tensor instruction's operands take of shared memory.
     """
 
     unit: str
     busy: float
     latency: float = 0
     l2: float = 0
-    bytes: int = 0
     shared: float = 0
 
 
@@ -46,7 +46,7 @@ def _names(text: str) -> frozenset[str]:
 _ALU = _names(
     "LOP3 LOP IADD3 IADD ISETP FSETP FSEL SEL FMNMX FMNMX3 IMNMX VIMNMX VIMNMX3 SHF SHL SHR PRMT "
     "LEA VIADD VIADDMNMX PLOP3 P2R R2P ICMP FCMP FCHK VABSDIFF VABSDIFF4 SGXT BMSK F2FP I2FP I2IP "
-    "CSET MOV MOV32I FSWZADD LEPC HSETP2 HMNMX2 DSETP R2UR VOTE VOTEU S2UR"
+    "CSET MOV MOV32I FSWZADD LEPC HSETP2 HMNMX2 DSETP R2UR VOTE VOTEU S2UR IABS FSET VHMNMX"
 )
 _FLOAT = _names("FADD FMUL FFMA FFMA32I FADD32I FMUL32I")
 _HALF = _names("HADD2 HMUL2 HFMA2 HADD2_32I")
@@ -55,18 +55,23 @@ _DOUBLE = _names("DADD DMUL DFMA DMNMX")
 _CONVERT = _names("F2I F2F I2F F2IP FRND POPC FLO BREV")
 _SHARED = _names("LDS STS LDSM STSM ATOMS LDGSTS")
 _GLOBAL = _names("LDG STG LD ST ATOMG ATOM RED LDL STL")
-
-
-def _width(opcode: str) -> int:
-    """Bits that a thread moves."""
-    return next((_BITS[x] for x in opcode.split(".")[1:] if x in _BITS), 32)
+_UNIFORM = _names(
+    "UIADD3 UIMAD UISETP ULDC ULEA ULOP ULOP3 UMOV UPLOP3 UPRMT USEL USGXT USHF USHL USHR UFLO "
+    "UPOPC UBREV UBMSK UIABS UP2UR UR2UP"
+)
+#: What takes no unit's time beside its slot: control, and waits that the simulation knows.
+_CONTROL = _names(
+    "BMOV BPT BRA BREAK BRX BSSY BSYNC CALL COLLECTIVE DEPBAR ENDCOLLECTIVE EXIT JMP JMX KILL "
+    "LDGDEPBAR NANOSLEEP NOP RET USETMAXREG WARPGROUP YIELD"
+)
 
 
 def _tensor(x: Instruction, card: Card) -> Use:
-    rate = card.per_clock["tensor" if x.name == "HGMMA" else "hmma"] / QUARTERS
-    if x.name == "HGMMA":
+    rate = card.per_clock["tensor" if x.name in OF_GROUPS else "hmma"] / QUARTERS
+    if x.name in OF_GROUPS:
         m, n, k = (int(s) for s in re.search(r"\.(\d+)x(\d+)x(\d+)", x.opcode).groups())
-        wide = 2 if "TF32" in x.opcode else 1  # bytes beyond two, and half the rate
+        # Four bytes an element or one instead of two, and half the rate or twice as much.
+        wide = 2 if "TF32" in x.opcode else 1 if x.name == "HGMMA" else 0.5
         # A quarter multiplies its 16 of 64 rows. Operands in shared memory are read as they come:
         # both matrices, or the right one where the left is in registers.
         busy = 2 * m / QUARTERS * n * k / rate * wide
@@ -81,12 +86,12 @@ def _tensor(x: Instruction, card: Card) -> Use:
 
 
 def _both(x: Instruction) -> bool:
-    """Whether HGMMA reads its left operand from shared memory, not from registers."""
+    """Whether a group's product reads its left operand from shared memory, not from registers."""
     return re.search(r"R\d+, R\d+, u?gdesc", x.operands) is None
 
 
 def _memory(x: Instruction, card: Card, cached: bool) -> Use:
-    width = _width(x.opcode)
+    width = x.width
     if x.name in ("LDSM", "STSM"):
         width = 32 * int(x.opcode.rsplit(".", 1)[1]) if x.opcode.rsplit(".", 1)[1].isdigit() else 32
     moved = WARP * width // 8
@@ -99,13 +104,16 @@ def _memory(x: Instruction, card: Card, cached: bool) -> Use:
         return Use("shared", passes, card.latency["l1"])
     l2 = QUARTERS * moved / (card.l2_per_clock / card.processors)
     latency = 0 if x.name in ("STG", "ST", "RED", "STL") else card.latency["l2"]
-    return Use("global", passes, latency, l2=l2, bytes=moved)
+    return Use("global", passes, latency, l2=l2)
 
 
 def use_of(x: Instruction, card: Card, cached: bool = False) -> Use:
     """What one instruction of a warp costs on a card.
 
     `cached`: loads of less than 16 bytes a thread, which read vectors again and again, hit L1.
+
+    Raises:
+        ValueError: an opcode that is not known here.
     """
     name, rate = x.name, card.per_clock
 
@@ -114,7 +122,7 @@ def use_of(x: Instruction, card: Card, cached: bool = False) -> Use:
 
     if x.never:
         return Use("issue", 0)
-    if name in ("HGMMA", "HMMA", "IMMA", "IGMMA", "QGMMA"):
+    if name in TENSOR:
         return _tensor(x, card)
     if name in _SHARED or name in _GLOBAL:
         return _memory(x, card, cached)
@@ -131,7 +139,7 @@ def use_of(x: Instruction, card: Card, cached: bool = False) -> Use:
     if name in _FLOAT:
         return Use("float", busy("float"))
     if name in _HALF:
-        return Use("float", busy("half2"))
+        return Use("float", busy("bfloat2" if "BF16" in x.opcode else "half2"))
     if name in _MULTIPLY:
         # They share a pipe with float operations, of which cards since 8.6 and 9.0 have another.
         wide = 2 if "WIDE" in x.opcode or ".HI" in x.opcode else 1
@@ -145,8 +153,10 @@ def use_of(x: Instruction, card: Card, cached: bool = False) -> Use:
         return Use("shared", busy("reduce"), card.latency["shuffle"])
     if name in ("LDC", "S2R", "CS2R"):
         return Use("issue", 0, 20 if name != "CS2R" else 0)
-    if name.startswith("U") and name not in ("USETMAXREG",):
-        return Use("uniform", 2, 4)
+    if name in _CONTROL:
+        return Use("issue", 0)
     if name in _ALU:
         return Use("alu", busy("logic"))
-    return Use("issue", 0)
+    if name in _UNIFORM:
+        return Use("uniform", 2, 4)
+    raise ValueError(f"nothing is known of {x.opcode}: it needs a place in units.py")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from train_extras import missing
 
 import fastssl
 from fastssl import augment, nt_xent
@@ -111,9 +112,30 @@ def batch(step):
     return images.cuda(), ids.cuda()
 
 
-def close(found, expected):
+def close(found, expected, allowed=1e-5):
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=allowed, msg=name)
+
+
+def spread(one, two):
+    """The largest difference of two dicts of tensors, as a number."""
+    assert one.keys() == two.keys()
+    values = [(one[k].double() - two[k].double()).abs().max() for k in one if one[k].numel()]
+    return max(x.item() for x in values)
+
+
+def alike(found, first, second, allowed):
+    """The same bits where two runs of the same kind agree to the bit: else as close as they are.
+
+    Each is (state, losses); where two runs differ, a third may be some times as far from them.
+    """
+    found, first, second = (
+        {**state, "its losses": losses} for state, losses in (found, first, second)
+    )
+    if all(torch.equal(value, second[name]) for name, value in first.items()):
+        assert [name for name, value in first.items() if not torch.equal(found[name], value)] == []
+    else:
+        close(found, first, max(allowed, 10 * spread(first, second)))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -122,10 +144,7 @@ def test_captured_steps_are_the_eager_ones(parts, deterministic, autocast):
     captured = SimCLRStep(parts, "captured", autocast)
     losses = [of.run() for of in (eager, again, captured)]
     expected, repeated, found = (of.state() for of in (eager, again, captured))
-    if all(torch.equal(repeated[name], value) for name, value in expected.items()):
-        assert torch.equal(losses[0], losses[2])
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
-    close(found, expected)
+    alike(*zip((found, expected, repeated), (losses[2], *losses[:2]), strict=True), allowed=1e-5)
     # Each step counts once, those before the recording too.
     assert int(found["0.2.num_batches_tracked"]) == 2 * STEPS
     state = captured.optimizer.state[next(captured.model.parameters())]
@@ -203,9 +222,9 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def train():
-    for name in ("lightning_fabric", "sklearn", "tensorboardX", "typer"):
-        pytest.importorskip(name)
-    return pytest.importorskip("fastssl.train")
+    if reason := missing():
+        pytest.skip(reason)
+    return import_module("fastssl.train")
 
 
 def trained(train, name, out, **keywords):
@@ -225,10 +244,7 @@ def test_captured_runs_are_the_eager_ones(train, deterministic, monkeypatch, tmp
         patch.setattr(replay, "CudaGraphs", Called)
         first, second = (trained(train, name, tmp_path / x, cuda_graph=True) for x in "ab")
     assert len(captured[1]) == 9
-    if all(torch.equal(first[0][k], second[0][k]) for k in first[0]):
-        assert torch.equal(captured[1], first[1])
-        assert all(torch.equal(captured[0][k], first[0][k]) for k in first[0])
-    torch.testing.assert_close(captured[1], first[1], rtol=1e-3, atol=1e-3)
+    alike(captured, first, second, allowed=1e-3)
 
 
 def test_a_captured_run_is_that_of_the_trainer_without(train, deterministic, tmp_path):
@@ -255,7 +271,4 @@ def test_a_resumed_run_is_the_unbroken_one(train, deterministic, monkeypatch, tm
         patch.setattr(SimCLR, "after_step", stop)
         trained(train, "simclr", tmp_path / "broken", **options)
     found = trained(train, "simclr", tmp_path / "broken", resume=True, **options)
-    if all(torch.equal(first[0][k], second[0][k]) for k in first[0]):
-        assert torch.equal(found[1], first[1])
-        assert all(torch.equal(found[0][k], first[0][k]) for k in first[0])
-    torch.testing.assert_close(found[1], first[1], rtol=1e-3, atol=1e-3)
+    alike(found, first, second, allowed=1e-3)

@@ -11,6 +11,7 @@ import os
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -22,6 +23,7 @@ from ttir_ranges import Range, Ranges, number, ttir_of  # noqa: E402
 
 from benchmarks.machine_code.cards import CARDS  # noqa: E402
 from benchmarks.machine_code.launched import Launched, launches_of, meta  # noqa: E402
+from fastssl.ops.contrast import schema  # noqa: E402
 from fastssl.ops.contrast import triton as contrast  # noqa: E402
 from fastssl.ops.contrast.pairs import LABELLED, PAIRED, ROWS, SIGMOID, SOFTMAX, Pairs  # noqa: E402
 from fastssl.ops.nt_xent import triton as nt_xent  # noqa: E402
@@ -180,8 +182,29 @@ def test_contrast(rows, depth, policy, card):
             contrast.backward(*p, *given, torch.empty_like(of_columns), True, p.y is not None)
 
     names = check(call, card, rows)
-    matrices = {"write_pair_weights", "multiply_weights"} if depth > 256 else {"accumulate_pairs"}
+    one = "y" in POLICIES[policy]
+    matrices = {"accumulate_pairs"}
+    if depth > 256:
+        matrices = {"write_pair_weights", "multiply_weights", *(() if one else ["multiply_turned"])}
     assert {"pack_rows", "sum_pairs", "finish_statistics", "bound_gradients", *matrices} <= names
+
+
+def test_gradients_with_sums(card):
+    card, _ = card
+
+    def call():
+        for left, right in ((600, 2**22), (2**22, 600)):
+            p = pairs_of("siglip", left, right, 700, torch.bfloat16)
+            rows, _, kept = contrast.forward_kept(*p)
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                traced = schema._forward_kept_fake(
+                    *p._replace(x=torch.empty(p.x.shape, device="cuda"))
+                )
+            assert traced[0].shape == rows.shape and traced[2].shape == kept.shape
+            grad = torch.empty_like(rows)
+            contrast.backward_kept(kept, *p, rows, grad, grad, grad, True, True)
+
+    assert {"write_shares", "multiply_weights", "multiply_turned"} <= check(call, card, 2**22)
 
 
 def test_rows_of_a_block_beyond_32_bits():

@@ -1,11 +1,20 @@
-from importlib.util import find_spec
-
 import pytest
 import torch
+from train_extras import missing
 
-# On a machine that has no extras, such as one lent for its GPU, other tests shall still be found.
-if any(find_spec(name) is None for name in ("lightning_fabric", "sklearn", "typer")):
-    collect_ignore_glob = ["test_*.py", "methods/test_*.py"]
+# On a machine without them, such as one that is there for its GPU, other tests shall still run.
+MISSING = missing()
+
+
+class Skipped(pytest.Module):
+    """A file that is not imported."""
+
+    def collect(self):
+        pytest.skip(MISSING, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Skipped.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(autouse=True, scope="package")

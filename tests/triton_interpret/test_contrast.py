@@ -188,7 +188,7 @@ def test_sizes(rows, columns, d, kind):
 
 
 @pytest.mark.parametrize("kind, dtype", list(zip(KINDS, [*DTYPES, torch.float32], strict=True)))
-@pytest.mark.parametrize("columns", [9, None])
+@pytest.mark.parametrize("columns", [9, 150, None])
 def test_gradient_through_memory(columns, kind, dtype):
     _check(_pairs(70, columns, 300, dtype, KINDS[kind], use=("partner", "excluded")))
 
@@ -226,8 +226,9 @@ def test_scales(kind, scale, dtype):
 
 @pytest.mark.parametrize("want", [(True, False), (False, True)])
 @pytest.mark.parametrize("columns", [True, False])
-def test_one_side(columns, want):
-    _check(_pairs(12, 17, 33, use=("partner", "excluded"))._replace(columns=columns), want)
+@pytest.mark.parametrize("d", [33, 150])
+def test_one_side(d, columns, want):
+    _check(_pairs(12, 17, d, use=("partner", "excluded"))._replace(columns=columns), want)
 
 
 @pytest.mark.parametrize("kind, dtype", list(zip(KINDS, [*DTYPES, torch.float32], strict=True)))
@@ -329,3 +330,67 @@ def test_losses(name):
     truth, eager = run("reference", torch.float64), run("reference", dtype)
     for ours, e, t in zip(run("triton", dtype), eager, truth, strict=True):
         _assert_close(name, ours, e, t, FLOOR[dtype] + 5 * EPSILON)
+
+
+@pytest.fixture
+def kept_calls(monkeypatch):
+    """One entry for each backward pass that scales what the forward pass kept."""
+    called, backward_kept = [], triton.backward_kept
+    monkeypatch.setattr(
+        triton, "backward_kept", lambda *a: called.append(True) or backward_kept(*a)
+    )
+    return called
+
+
+def _siglip(impl, dtype, normalize, rows, reduction="mean", wanted=4):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, rows, 300, generator=g).bfloat16() / (1 if normalize else 17)
+    leaves = [z.to(dtype) for z in x]
+    wide = torch.promote_types(dtype, torch.float32)
+    leaves += [torch.tensor(v, dtype=wide) for v in (10.0, -10.0)]
+    leaves[4 - wanted :] = [z.requires_grad_() for z in leaves[4 - wanted :]]
+    return leaves, fastssl.siglip_loss(*leaves, normalize=normalize, reduction=reduction, impl=impl)
+
+
+def _compare(evaluate):
+    found = [
+        evaluate(impl, dtype)
+        for impl, dtype in (
+            ("triton", torch.bfloat16), ("reference", torch.bfloat16), ("reference", torch.float64),
+        )
+    ]  # fmt: skip
+    for place, (ours, eager, truth) in enumerate(zip(*found, strict=True)):
+        _assert_close(str(place), ours, eager, truth, FLOOR[torch.bfloat16])
+
+
+@pytest.mark.parametrize("reduction, upstream", [("mean", -3.0), ("sum", 0.3), ("none", 0.3)])
+@pytest.mark.parametrize("normalize, rows", [(True, 70), (False, 70), (True, 1)])
+def test_siglip_s_gradients_with_its_sums(reduction, upstream, normalize, rows, kept_calls):
+    def evaluate(impl, dtype):
+        leaves, loss = _siglip(impl, dtype, normalize, rows, reduction)
+        weights = torch.linspace(upstream, 2 * upstream, loss.numel(), dtype=loss.dtype)
+        return loss.detach(), *torch.autograd.grad(loss, leaves, weights.view(loss.shape))
+
+    _compare(evaluate)
+    assert len(kept_calls) == (reduction != "none")
+
+
+def test_siglip_s_kept_gradients_may_be_scaled_again_and_differentiated(kept_calls):
+    def evaluate(impl, dtype):
+        leaves, loss = _siglip(impl, dtype, True, 20)
+        nothing = torch.autograd.grad(loss, leaves, torch.zeros_like(loss), retain_graph=True)
+        assert not any(z.any() for z in nothing)
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return torch.autograd.grad(sum(z.double().square().sum() for z in first), leaves)
+
+    _compare(evaluate)
+    assert len(kept_calls) == 3  # the second derivative asks once more, by way of POSITIVE
+
+
+def test_siglip_keeps_nothing_where_a_side_is_frozen(kept_calls):
+    def evaluate(impl, dtype):
+        leaves, loss = _siglip(impl, dtype, True, 20, wanted=3)
+        return torch.autograd.grad(loss, leaves[1:])
+
+    _compare(evaluate)
+    assert not kept_calls

@@ -139,6 +139,7 @@ def siglip_loss(
         strategy=strategy,
         impl=impl,
         names=("image_features", "text_features"),
+        alike=reduction != "none",
     )
     losses = found.rows[NEGATIVES] + softplus(-found.rows[POSITIVE])
     return reduced(losses, reduction, found.row_share, out_dtype(image_features))

@@ -9,7 +9,7 @@ from fastssl import _dispatch
 from fastssl._autograd import applied, no_third_derivative
 from fastssl._checks import compute_dtype
 from fastssl.ops.contrast import cuda, reference, schema  # noqa: F401 (both register operators)
-from fastssl.ops.contrast.pairs import SOFTMAX, Pairs
+from fastssl.ops.contrast.pairs import NEGATIVES, SOFTMAX, Pairs
 
 _dispatch.register("contrast", cpu="cpu", cuda="triton")
 
@@ -46,13 +46,15 @@ def statistics(
     strategy: str = "gather",
     impl: str = "auto",
     names: tuple[str, str] = ("x", "y"),
+    alike: bool = False,
 ) -> Statistics:
     """Sums over the negatives and the positives of each row of scale * x yT + bias.
 
     With a process group, x and y are this rank's rows, and each of them is compared with all ranks'
     (rows of x with all columns, columns with all rows of x); `partner` numbers this rank's
-    columns, and errors that ranks find together call x and y by `names`. Differentiable in x, y,
-    scale and bias.
+    columns, and errors that ranks find together call x and y by `names`. `alike`: the caller's loss
+    has the same gradient with respect to every row's NEGATIVES. Differentiable in x, y, scale and
+    bias.
     """
     normalize = (normalize, normalize) if isinstance(normalize, bool) else normalize
     learned = isinstance(scale, Tensor)
@@ -80,38 +82,41 @@ def statistics(
         from fastssl.ops.contrast import distributed
 
         return distributed.statistics(p, chosen, process_group, strategy, names)
-    rows, columns_ = in_one_process(p, chosen)
+    rows, columns_ = in_one_process(p, chosen, alike)
     return Statistics(rows, columns_, len(x), len(x if y is None else y))
 
 
-def in_one_process(p: Pairs, impl: str) -> tuple[Tensor, Tensor]:
+def in_one_process(p: Pairs, impl: str, alike: bool = False) -> tuple[Tensor, Tensor]:
     """The statistics of rows and of columns, differentiable."""
     if impl == "reference":
         return reference.statistics(p)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in p):
         keep = impl == "cpu" and schema.worth_keeping(p)
+        keep = keep or impl == "triton" and alike and schema.gradients_worth_keeping(p)
         return _differentiable(impl, keep, *p)[:2]
     # torch.compile takes no Function with *arguments where nothing requires a gradient.
     return kernels(impl)[0](*p)
 
 
-def kernels(impl: str):
+def kernels(impl: str, kept: bool = False):
     """The raw operators, or Triton's launchers where they run on CPU tensors in its interpreter."""
     if impl == "reference":
         return schema._forward, schema._backward
+    end = "_kept" if kept else ""
     if impl == "triton" and _dispatch.INTERPRET:
         from fastssl.ops.contrast import triton
 
-        return triton.forward, triton.backward
-    return torch.ops.fastssl.contrast_forward, torch.ops.fastssl.contrast_backward
+        return getattr(triton, f"forward{end}"), getattr(triton, f"backward{end}")
+    raw = torch.ops.fastssl
+    return getattr(raw, f"contrast_forward{end}"), getattr(raw, f"contrast_backward{end}")
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(impl, keep, *pairs):
+        forward, _ = kernels(impl, keep)
         if keep:
-            return torch.ops.fastssl.contrast_forward_kept(*pairs)
-        forward, _ = kernels(impl)
+            return forward(*pairs)
         return *forward(*pairs), pairs[0].new_empty(0)
 
     @staticmethod
@@ -128,6 +133,10 @@ class _Statistics(torch.autograd.Function):
         *tensors, rows, columns, kept = ctx.saved_tensors
         rows_grad = torch.zeros_like(rows) if rows_grad is None else rows_grad
         columns_grad = torch.zeros_like(columns) if columns_grad is None else columns_grad
+        if _dispatch.INTERPRET and kept.numel() and ctx.impl == "triton":
+            # Not asked on a GPU, where the host would wait for the answer.
+            uniform = rows_grad[NEGATIVES] == rows_grad[NEGATIVES, :1]
+            assert uniform.all() or rows_grad.isnan().any(), "`alike` was promised"
         pairs = [b if a is None else a for a, b in zip(tensors, ctx.plain, strict=True)]
         need = ctx.needs_input_grad[2:]
         want_x = need[0] or need[2] or need[4]  # the numbers' gradients come with x's
@@ -146,10 +155,8 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def forward(impl, kept, *arguments):
-        if kept.numel():
-            return torch.ops.fastssl.contrast_backward_kept(kept, *arguments)
-        _, backward = kernels(impl)
-        return backward(*arguments)
+        _, backward = kernels(impl, kept.numel() > 0)
+        return backward(kept, *arguments) if kept.numel() else backward(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -2,4 +2,4 @@
 
 from fastssl._library import register_triton
 
-register_triton("contrast")
+register_triton("contrast", "forward", "backward", "forward_kept", "backward_kept")

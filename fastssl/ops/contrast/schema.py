@@ -32,6 +32,7 @@ from fastssl.ops.contrast.pairs import (
     masks,
 )
 from fastssl.ops.nt_xent.reference import normalize_rows
+from fastssl.ops.nt_xent.triton_tiles import ROW_UNIT, padded_depth
 
 _PAIRS = (
     "Tensor x, Tensor? y, Tensor? scale, float factor, Tensor? bias, int kind, bool normalize_x, "
@@ -45,8 +46,9 @@ _GRADIENT = (
     "bool want_y) -> (Tensor, Tensor, Tensor, Tensor"
 )
 LIBRARY.define(f"contrast_backward({_GRADIENT})")
-#: The same with the exponentials of all pairs in between, which the backward pass would compute
-#: again: for few rows, where they are no more than the rows themselves.
+#: The same with what the backward pass would compute again in between. On a CPU: the exponentials
+#: of all pairs, for few rows, where they are no more than the rows themselves. On a GPU: gradients,
+#: for which the backward pass takes rows_grad's first NEGATIVES for all of them.
 LIBRARY.define(f"contrast_forward_kept({_PAIRS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(f"contrast_backward_kept(Tensor kept, {_GRADIENT})")
 #: Log-sum-exp, float64 [R], of the rows of scale * z yT, z [R, D] in the compute type; and where
@@ -128,6 +130,9 @@ def _count(p: Pairs) -> int:
 def kept_size(p: Pairs) -> int:
     """How many numbers `kept` has: rows and columns as padded by the kernels, and one more."""
     columns = (p.x if p.y is None else p.y).shape[0]
+    if p.x.device.type == "cuda":
+        padded = sum(-(-count // ROW_UNIT) * ROW_UNIT for count in (p.x.shape[0], columns))
+        return padded * padded_depth(p.x.shape[1]) + 1
     return (p.x.shape[0] + 16) * ((columns + 63) // 64 * 64) + 1
 
 
@@ -138,6 +143,16 @@ def worth_keeping(p: Pairs) -> bool:
     plain = p.kind != PAIRED and not p.metrics
     windows = p.row_window is not None or p.column_window is not None
     return plain and not windows and kept_size(p) <= 2 * (rows + columns) * depth
+
+
+def gradients_worth_keeping(p: Pairs) -> bool:
+    """Whether both gradients of sums of softplus are to come with the sums: see triton_kept.py."""
+    if p.y is None or not (p.x.requires_grad and p.y.requires_grad):
+        return False
+    masked = p.excluded is not None or p.row_labels is not None
+    plain = p.kind == SIGMOID and not (p.columns or p.metrics or masked)
+    deep = p.x.dtype == torch.bfloat16 and p.x.shape[1] > 256
+    return plain and deep and p.x.numel() > 0 and p.y.numel() > 0
 
 
 def _forward_kept(*pairs):

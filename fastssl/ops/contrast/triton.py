@@ -3,9 +3,9 @@
 Forward: pack_rows for each matrix, partner_products and invert where there are partners, then for
 each side sum_pairs and finish_statistics; the statistics of columns are those of rows with the
 roles swapped. PAIRED sums twice, its negatives first, and metrics are sums of their own. Backward
-(in triton_gradient.py): the same rows, then for each gradient weigh_pairs, accumulate_pairs (or a
-pair of matrix kernels for each chunk of rows) and finish_pairs. Nothing waits for the device;
-nothing is atomic.
+(in triton_gradient.py): the same rows, then for each gradient weigh_pairs, accumulate_pairs and
+finish_pairs; deep rows have matrix kernels for each chunk instead, which serve both gradients.
+Nothing waits for the device; nothing is atomic.
 """
 
 import functools
@@ -221,8 +221,13 @@ class Problem:
         )  # fmt: skip
         return sums, splits
 
-    def statistics(self, positive: Tensor | None, threshold: Tensor | None) -> Tensor:
-        """The statistics of the left rows; `positive`: cosines where they are of another's rows."""
+    def statistics(
+        self, positive: Tensor | None, threshold: Tensor | None, known: tuple[Tensor, int] | None
+    ) -> Tensor:
+        """The statistics of the left rows.
+
+        `positive`: cosines where they are of another's rows; `known`: what `summed` would return.
+        """
         p, rows = self.p, self.left.rows
         found = self.empty(ROWS_WITH_METRICS if p.metrics else ROWS, rows, dtype=torch.float64)
         block = 256
@@ -245,7 +250,8 @@ class Problem:
         else:
             # The running maximum over positives is a metric.
             bounded = self.bounded and not (p.metrics and p.kind == LABELLED)
-            finish(p.kind, *self.summed(p.kind, self.labels, bounded=bounded), bounded)
+            known = known or self.summed(p.kind, self.labels, bounded=bounded)
+            finish(p.kind, *known, bounded)
         if p.metrics:
             threshold = found[BEST] if threshold is None else threshold
             sums, splits = self.summed(METRICS, self.labels, threshold)
@@ -277,11 +283,11 @@ def forward(*arguments):
         return schema._forward(*p)
     with on_device(p.x):
         problem = Problem.of(p)
-        rows = problem.statistics(None, p.threshold)
+        rows = problem.statistics(None, p.threshold, None)
         if not p.columns:
             return rows, problem.empty(pairs.ROWS, 0, dtype=torch.float64)
         outside = problem.partner is not None and p.kind in (SOFTMAX, SIGMOID)
-        return rows, problem.swapped.statistics(problem.positive if outside else None, None)
+        return rows, problem.swapped.statistics(problem.positive if outside else None, None, None)
 
 
 def backward(*arguments):
@@ -293,3 +299,22 @@ def backward(*arguments):
         return schema._backward(*p, *arguments[len(p) :])
     with on_device(p.x):
         return triton_gradient.backward(Problem.of(p), *arguments[len(p) :])
+
+
+def forward_kept(*arguments):
+    """The raw operator contrast_forward_kept; see schema.py."""
+    from fastssl.ops.contrast import triton_kept
+
+    p = prepared(Pairs(*arguments))
+    with on_device(p.x):
+        return triton_kept.forward(Problem.of(p))
+
+
+def backward_kept(kept, *arguments):
+    """The raw operator contrast_backward_kept; see schema.py."""
+    from fastssl.ops.contrast import triton_kept
+
+    p = prepared(Pairs(*arguments[: len(Pairs._fields)]))
+    rows, rows_grad, _, _, *wanted = arguments[len(p) :]
+    with on_device(p.x):
+        return triton_kept.backward(Problem.of(p), kept, rows, rows_grad, *wanted)

@@ -3,7 +3,8 @@
 A_ij = unit (own_ij + other_ij) scale_j, where `own` is the gradient of logit ij through row i's
 statistics and `other` that through column j's; triton_weights.py makes the vectors they consist of.
 The gradient of the right side is the same with the roles swapped. Up to a padded depth that
-registers can hold no A is kept; beyond, it is written for some rows at a time.
+registers can hold no A is kept; beyond, it is written for some rows at a time, and where both
+gradients are wanted in the right side's form, too: three products.
 """
 
 import triton
@@ -155,12 +156,14 @@ def _weights_of_tile(
     row_labels, column_labels, window, masks, own_vectors,
     KIND: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, LABELS: tl.constexpr,
     PARTNER: tl.constexpr, TWO: tl.constexpr, WINDOW: tl.constexpr, OTHER_WINDOW: tl.constexpr,
-    BOUNDED: tl.constexpr, first_j, last_j,
+    BOUNDED: tl.constexpr, SCALED: tl.constexpr, first_j, last_j,
 ):  # fmt: skip
-    """A tile of A from a tile of products."""
+    """A tile of A from a tile of products; not SCALED: of unit (own_ij + other_ij)."""
     # Loaded ahead of the product the vectors of columns would hold registers throughout.
     scale_j = tl.load(right_scale + j)
     t = products * scale_j[None, :] * row_scale[:, None] + shift
+    if not SCALED:
+        scale_j = tl.full(scale_j.shape, 1.0, tl.float32)
     same = same_labels(row_labels, column_labels, i, j, rows, columns, LABELS)
     if WINDOW or OTHER_WINDOW:
         return _weights(
@@ -222,7 +225,7 @@ def accumulate_pairs(
         weight = _weights_of_tile(
             t, i, j, rows, columns, log_scale, shift, row_scale, right_scale, other, right_padded,
             row_labels, column_labels, other_window, masks, own_vectors, KIND, OWN, OTHER, LABELS,
-            PARTNER, TWO, WINDOW, OTHER_WINDOW, BOUNDED, first_j, first_j + BLOCK_N,
+            PARTNER, TWO, WINDOW, OTHER_WINDOW, BOUNDED, True, first_j, first_j + BLOCK_N,
         )  # fmt: skip
         if BIASED:
             row_sums += tl.sum(weight * tl.load(other + right_padded + j)[None, :], 1)
@@ -241,15 +244,19 @@ def accumulate_pairs(
 @triton.jit(do_not_specialize=["rows", "columns"])
 def write_pair_weights(
     left, left_scale, right, right_scale, excluded, partner, inverse, row_labels, column_labels,
-    window, other_window, own, other, scale, factor, bias, out, block_sums, rows, columns,
-    left_padded, right_padded, chunk, chunk_rows,
+    window, other_window, own, other, scale, factor, bias, unit, out, turned, block_sums, rows,
+    columns, left_padded, right_padded, chunk, chunk_rows,
     KIND: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, LABELS: tl.constexpr,
     DIAGONAL: tl.constexpr, EXCLUDED: tl.constexpr, PARTNER: tl.constexpr, TWO: tl.constexpr,
     WINDOW: tl.constexpr, OTHER_WINDOW: tl.constexpr, LEARNED: tl.constexpr, BIASED: tl.constexpr,
-    BOUNDED: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
+    BOUNDED: tl.constexpr, BOTH: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of A's rows from `chunk`; out [PARTS, chunk_rows, right_padded]."""
+    """One tile of A's rows from `chunk`; out [PARTS, chunk_rows, right_padded].
+
+    BOTH: `turned`, of the same shape, gets those of the right side's gradient, which has the second
+    number of `unit` and rows' scales.
+    """
     block_i, block_j = tile_of(chunk, chunk_rows, left_padded, BLOCK_M)
     offset_i = block_i * BLOCK_M
     first_i = chunk + offset_i
@@ -261,23 +268,74 @@ def write_pair_weights(
     right_part = right_padded.to(tl.int64) * DEPTH
     t = long_product(left, left_part, first_i, right, right_part, first_j, DEPTH, PARTS, BLOCK_M,
                      BLOCK_N, BLOCK_K)  # fmt: skip
-    row_scale = tl.load(left_scale + i) * log_scale
+    scale_i = tl.load(left_scale + i)
     masks = _masks_of_rows(
         excluded, partner, inverse, window, i, rows, DIAGONAL, EXCLUDED, PARTNER, TWO, WINDOW
     )
     own_vectors = _vectors(own, i, left_padded, OWN, KIND, BOUNDED)
     weight = _weights_of_tile(
-        t, i, j, rows, columns, log_scale, shift_of(bias, BIASED), row_scale, right_scale, other,
-        right_padded, row_labels, column_labels, other_window, masks, own_vectors, KIND, OWN,
-        OTHER, LABELS, PARTNER, TWO, WINDOW, OTHER_WINDOW, BOUNDED, first_j, first_j + BLOCK_N,
+        t, i, j, rows, columns, log_scale, shift_of(bias, BIASED), scale_i * log_scale, right_scale,
+        other, right_padded, row_labels, column_labels, other_window, masks, own_vectors, KIND, OWN,
+        OTHER, LABELS, PARTNER, TWO, WINDOW, OTHER_WINDOW, BOUNDED, not BOTH, first_j,
+        first_j + BLOCK_N,
     )  # fmt: skip
+    if BIASED:
+        sums = weight
+        if not BOTH:
+            sums = weight * tl.load(other + right_padded + j)[None, :]
+        where = (first_i // BLOCK_M).to(tl.int64) * (right_padded // BLOCK_N) + block_j
+        tl.store(block_sums + where, tl.sum(tl.where(i < rows, tl.sum(sums, 1), 0.0), 0))
     row = (offset_i + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    to = out + row * right_padded + j[None, :]
-    high = weight.to(left.dtype.element_ty)
+    to = row * right_padded + j[None, :]
+    low = chunk_rows.to(tl.int64) * right_padded
+    if BOTH:
+        scale_i *= tl.load(unit + 1) / tl.load(unit)  # of two powers of two
+        # What columns bring to rows past the last need not be finite.
+        of_rows = tl.where((i < rows)[:, None], weight * scale_i[:, None], 0.0)
+        _store_weights(turned + to, of_rows, low, PARTS)
+        weight *= tl.load(right_scale + j)[None, :]
+    _store_weights(out + to, weight, low, PARTS)
+
+
+@triton.jit
+def _store_weights(to, weight, low, PARTS: tl.constexpr):
+    high = weight.to(to.dtype.element_ty)
     tl.store(to, high)
     if PARTS == 2:
-        tl.store(to + chunk_rows.to(tl.int64) * right_padded, low_part(weight, high))
-    if BIASED:
-        sums = tl.sum(weight * tl.load(other + right_padded + j)[None, :], 1)
-        where = (first_i // BLOCK_M).to(tl.int64) * (right_padded // BLOCK_N) + block_j
-        tl.store(block_sums + where, tl.sum(tl.where(i < rows, sums, 0.0), 0))
+        tl.store(to + low, low_part(weight, high))
+
+
+@triton.jit
+def multiply_turned(
+    turned, packed, out, right_padded, left_padded, chunk, chunk_rows, count, PARTS: tl.constexpr,
+    DEPTH: tl.constexpr, ACROSS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Adds to the right rows' sums what the `count` left rows from `chunk` bring to them.
+
+    turned [PARTS, chunk_rows, right_padded], packed [PARTS, left_padded, DEPTH], out [right_padded,
+    DEPTH]; neighbours have the same right rows, and another block of the ACROSS of columns.
+    """
+    first = tl.program_id(0) // ACROSS * BLOCK_M
+    column = tl.program_id(0) % ACROSS * BLOCK_N + tl.arange(0, BLOCK_N)
+    step = tl.arange(0, BLOCK_K).to(tl.int64)[:, None]
+    left = turned + step * right_padded + (first + tl.arange(0, BLOCK_M))[None, :]
+    right = rows_of(packed, chunk, column, DEPTH, BLOCK_K)
+    low = chunk_rows.to(tl.int64) * right_padded
+    part = left_padded.to(tl.int64) * DEPTH
+    gradient = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for _ in range(0, count, BLOCK_K):
+        a = tl.load(left)
+        b = tl.load(right)
+        a_low = a
+        b_low = b
+        if PARTS == 2:
+            a_low = tl.load(left + low)
+            b_low = tl.load(right + part)
+        gradient = add_product(a.trans(), b, a_low.trans(), b_low, gradient, PARTS)
+        left += right_padded.to(tl.int64) * BLOCK_K
+        right += BLOCK_K * DEPTH
+    to = rows_of(out, first, column, DEPTH, BLOCK_M)
+    if chunk > 0:
+        gradient += tl.load(to)
+    tl.store(to, gradient)

@@ -1,5 +1,7 @@
 """Launches the backward pass of the family's Triton kernels."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +11,7 @@ from fastssl.ops.contrast import triton_backward, triton_weights
 from fastssl.ops.contrast.pairs import PAIRED, SIGMOID, SOFTMAX
 from fastssl.ops.contrast.triton import Problem
 from fastssl.ops.nt_xent.triton_backward import multiply_weights
-from fastssl.ops.nt_xent.triton_tiles import chunk_rows, split_columns
+from fastssl.ops.nt_xent.triton_tiles import Tiles, chunk_rows, split_columns
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What the gradient of one problem's left rows is made from; `own` or `other` may be None."""
+    """What the gradient of one problem's left rows is made from; `own` or `other` may be None.
+
+    `unit`: a power of two for A, and for the right rows' A a second.
+    """
 
     problem: Problem
     own: Upstream | None
@@ -53,8 +58,12 @@ class Gradient:
         side = side or self.own or self.other
         return side.statistics, side.gradient
 
-    def weighed(self) -> tuple[Tensor, Tensor]:
-        """What rows and columns bring to A."""
+    @functools.cached_property
+    def tiles(self) -> Tiles:
+        """Of the kernels that multiply."""
+        return self.problem.tiles(self.problem.p.kind, self.other is not None)
+
+    def _weighed(self, scaled: bool) -> tuple[Tensor, Tensor]:
         problem, block = self.problem, 256
         left, right = problem.left, problem.right
         own, other = problem.empty(5, left.padded), problem.empty(5, right.padded)
@@ -62,64 +71,69 @@ class Gradient:
             *self._upstream(self.own), *self._upstream(self.other), right.packed[1], own, other,
             self.unit, *problem.numbers[:2], left.rows, right.rows, left.padded, right.padded,
             KIND=problem.p.kind, BOUNDED=self.bounded, **self.parts_of_gradient, **problem.modes,
-            BLOCK=block, num_warps=4,
+            SCALED=scaled, BLOCK=block, num_warps=4,
         )  # fmt: skip
         return own, other
 
-    def sums(self) -> tuple[Tensor, Tensor]:
-        """sum_j A_ij right_j [splits, padded, depth], and programs' sums of G for the bias."""
-        problem = self.problem
+    def _arguments(self, scaled: bool) -> tuple[tuple, dict]:
+        """What rows and columns bring to A, and how it is made of them."""
+        problem, pointer = self.problem, self.problem.pointer
         left, right = problem.left, problem.right
-        tiles = problem.tiles(problem.p.kind, self.other is not None)
-        pointer = problem.pointer
-        own, other = self.weighed()
         arguments = (
             *problem.sides, pointer(problem.excluded), pointer(problem.partner),
             pointer(problem.inverse_partner if self.two else None), pointer(left.labels),
-            pointer(right.labels), pointer(left.window), pointer(right.window), own, other,
-            *problem.numbers,
+            pointer(right.labels), pointer(left.window), pointer(right.window),
+            *self._weighed(scaled), *problem.numbers,
         )  # fmt: skip
         options = {
             "KIND": problem.p.kind, "LABELS": problem.labels, "TWO": self.two,
             "OTHER_WINDOW": right.window is not None, "BOUNDED": self.bounded,
             **self.parts_of_gradient, **problem.masks, **problem.modes, **problem.shape,
         }  # fmt: skip
-        depth, parts = left.depth, left.parts
-        tile = tiles.backward
-        if tile is not None:
-            blocks = -(-left.rows // tile.rows)
-            splits, span = split_columns(blocks, right.rows, tile, problem.processors)
-            sums = problem.empty(splits, left.padded, depth)
-            of_bias = problem.empty(blocks * splits)
-            triton_backward.accumulate_pairs[(blocks, splits)](
-                *arguments, sums, of_bias, left.rows, right.rows, left.padded, right.padded, span,
-                **options, **tile.arguments(depth_block=False),
-            )  # fmt: skip
-            return sums, of_bias
+        return arguments, options
 
-        weigh, multiply = tiles.weights, tiles.product
-        sums = problem.empty(1, left.padded, depth)
-        step = chunk_rows(tiles, depth, left.padded, problem.processors)
-        weights = problem.empty(parts, step, right.padded, dtype=left.packed[0].dtype)
+    def sums(self, both: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """sum_j A_ij right_j [splits, padded, depth], and programs' sums of G for the bias.
+
+        `both`: where A is written, the same of the right rows [1, padded, depth] comes third.
+        """
+        if self.tiles.backward is None:
+            return self._sums_by_memory(both)
+        problem, tile = self.problem, self.tiles.backward
+        left, right = problem.left, problem.right
+        arguments, options = self._arguments(True)
+        blocks = -(-left.rows // tile.rows)
+        splits, span = split_columns(blocks, right.rows, tile, problem.processors)
+        sums = problem.empty(splits, left.padded, left.depth)
+        of_bias = problem.empty(blocks * splits)
+        triton_backward.accumulate_pairs[(blocks, splits)](
+            *arguments, sums, of_bias, left.rows, right.rows, left.padded, right.padded, span,
+            **options, **tile.arguments(depth_block=False),
+        )  # fmt: skip
+        return sums, of_bias, None
+
+    def _sums_by_memory(self, both: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        problem, weigh = self.problem, self.tiles.weights
+        left, right = problem.left, problem.right
+        arguments, options = self._arguments(not both)
         across = right.padded // weigh.columns
         of_bias = problem.empty(left.padded // weigh.rows * across)
-        for chunk in range(0, left.padded, step):
-            count = min(step, left.padded - chunk)
-            triton_backward.write_pair_weights[(count // weigh.rows * across,)](
-                *arguments, weights, of_bias, left.rows, right.rows, left.padded, right.padded,
-                chunk, step, **options, **weigh.arguments(),
-            )  # fmt: skip
-            multiply_weights[(count // multiply.rows, -(-depth // multiply.columns))](
-                weights, right.packed[0], sums, right.padded, chunk, step, PARTS=parts,
-                DEPTH=depth, **multiply.arguments(),
-            )  # fmt: skip
-        return sums, of_bias
 
-    def finished(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of the left rows, of the scale and of the bias."""
+        def write(chunk: int, count: int, step: int, weights: Tensor, turned: Tensor) -> None:
+            triton_backward.write_pair_weights[(count // weigh.rows * across,)](
+                *arguments, self.unit, weights, turned, of_bias, left.rows, right.rows,
+                left.padded, right.padded, chunk, step, BOTH=both, **options, **weigh.arguments(),
+            )  # fmt: skip
+
+        sums = problem.empty(1, left.padded, left.depth)
+        of_right = problem.empty(1, right.padded, right.depth) if both else None
+        by_chunks(problem, self.tiles, write, sums, of_right)
+        return sums, of_bias, of_right
+
+    def finished(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the left rows, and blocks' sums for scale and bias."""
         problem = self.problem
         left, right = problem.left, problem.right
-        sums, of_bias = self.sums()
         out = left.x.new_empty(left.x.shape)
         block = 16
         along, pull = (problem.empty(-(-left.rows // block)) for _ in range(2))
@@ -133,12 +147,56 @@ class Gradient:
             **self.parts_of_gradient, PARTNER=outside, TWO=self.two, NORMALIZE=left.normalize,
             **problem.shape, BLOCK_M=block, BLOCK_D=min(left.depth, 128), num_warps=4,
         )  # fmt: skip
+        return out, along, pull
+
+    def gradients(self, right: "Gradient | None" = None) -> tuple[Tensor, ...]:
+        """The gradients of the left rows, of those of `right` if given, of scale and of bias."""
+        sums, of_bias, of_right = self.sums(right is not None)
+        found = []
+        out, along, pull = self.finished(sums)
+        if right is not None:
+            del sums
+            found = [right.finished(right.sums(False)[0] if of_right is None else of_right)[0]]
+        return out, *found, *self.numbers(along, pull, of_bias)
+
+    def numbers(self, along: Tensor, pull: Tensor, of_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of scale and of bias, of blocks' sums."""
+        problem = self.problem
         of_scale, bias = problem.empty(), problem.empty()
         triton_weights.add_up_pairs[(1,)](
             along, pull, of_bias, self.unit, of_scale, bias, along.numel(), of_bias.numel(),
             0.5 if self.two else 1.0, BIASED=problem.modes["BIASED"], BLOCK=1024, num_warps=4,
         )  # fmt: skip
-        return out, of_scale, bias
+        return of_scale, bias
+
+
+def by_chunks(
+    problem: Problem, tiles: Tiles, write: Callable[..., None], sums: Tensor,
+    of_right: Tensor | None,
+) -> None:  # fmt: skip
+    """Fills sums of weights times right rows [1, padded, depth], and, where wanted, left rows'.
+
+    For some left rows at a time `write(chunk, count, step, weights, turned)` writes the weights of
+    `count` rows from `chunk`, of room for `step`.
+    """
+    left, right, multiply = problem.left, problem.right, tiles.product
+    depth, parts = left.depth, left.parts
+    step = chunk_rows(tiles, depth, left.padded, problem.processors)
+    weights = problem.empty(parts, step, right.padded, dtype=left.packed[0].dtype)
+    turned = weights if of_right is None else torch.empty_like(weights)
+    columns = -(-depth // multiply.columns)
+    for chunk in range(0, left.padded, step):
+        count = min(step, left.padded - chunk)
+        write(chunk, count, step, weights, turned)
+        multiply_weights[(count // multiply.rows, columns)](
+            weights, right.packed[0], sums, right.padded, chunk, step, PARTS=parts, DEPTH=depth,
+            **multiply.arguments(),
+        )  # fmt: skip
+        if of_right is not None:
+            triton_backward.multiply_turned[(right.padded // multiply.rows * columns,)](
+                turned, left.packed[0], of_right, right.padded, left.padded, chunk, step, count,
+                PARTS=parts, DEPTH=depth, ACROSS=columns, **multiply.arguments(),
+            )  # fmt: skip
 
 
 def backward(problem: Problem, rows, rows_grad, columns, columns_grad, want_x, want_y):
@@ -156,12 +214,14 @@ def backward(problem: Problem, rows, rows_grad, columns, columns_grad, want_x, w
     )  # fmt: skip
     none, zero = p.x.new_empty(0), problem.empty().zero_()
     if symmetric:
-        grad, of_scale, of_bias = Gradient(problem, own, own, unit[:1]).finished()
+        grad, of_scale, of_bias = Gradient(problem, own, own, unit).gradients()
         return grad, none, of_scale, of_bias
-    grad_x, of_scale, of_bias = none, zero, zero.clone()
+    left = Gradient(problem, own, other, unit)
+    right = Gradient(problem.swapped, other, own, unit[1:]) if want_y else None
+    if want_x and want_y:
+        return left.gradients(right)
     if want_x:
-        grad_x, of_scale, of_bias = Gradient(problem, own, other, unit[:1]).finished()
-    grad_y = none.clone()
-    if want_y:
-        grad_y, _, _ = Gradient(problem.swapped, other, own, unit[1:]).finished()
-    return grad_x, grad_y, of_scale, of_bias
+        grad, of_scale, of_bias = left.gradients()
+        return grad, none, of_scale, of_bias
+    grad = right.finished(right.sums(False)[0])[0] if want_y else none.clone()
+    return none, grad, zero, zero.clone()

@@ -1,8 +1,8 @@
 """Tile sizes of the family's Triton kernels: NT-Xent's first ones, but where a policy wants others.
 
-Those at D = 128 were chosen from benchmarks/results/contrast_sweep.json, times that the model of
-benchmarks/machine_code/ predicts: one tile for several losses, not the best of each. The others
-avoid spilled registers.
+Those at D = 128 and beyond 256 were chosen from benchmarks/results/contrast_sweep.json, times that
+the model of benchmarks/machine_code/ predicts: one tile for several losses, not the best of each.
+multiply_turned spills with some of them, up to 168 bytes a thread. The others avoid it.
 """
 
 from dataclasses import replace
@@ -14,14 +14,18 @@ from fastssl.ops.nt_xent.triton_tiles import Tile, Tiles, tiles_for
 #: where columns have statistics, softplus or not; and where labels or windows are compared.
 _ALL: dict[tuple[int, int, int], dict[str, Tile]] = {
     (80, 1, 128): {"forward": Tile(128, 32, 128, 4, 3, 3)},
+    (80, 1, 512): {"forward": Tile(128, 128, 64, 4, 3, 2), "product": Tile(256, 128, 64, 8, 3)},
 }
 _OTHER: dict[tuple[int, int, int], dict[str, Tile]] = {
     (90, 1, 128): {"backward": Tile(64, 64, 128, 4, 3, 2)},
     (80, 1, 128): {"backward": Tile(64, 64, 128, 4, 3, 2)},
+    (80, 1, 512): {"weights": Tile(128, 128, 64, 8, 3)},
 }
 _SIGMOID: dict[tuple[int, int, int], dict[str, Tile]] = {
     (90, 1, 128): {"backward": Tile(64, 32, 128, 4, 2, 4)},
+    (90, 1, 512): {"weights": Tile(256, 128, 64, 8, 3)},
     (80, 1, 128): {"backward": Tile(64, 64, 128, 4, 3, 2)},
+    (80, 1, 512): {"weights": Tile(64, 128, 64, 4, 3)},
 }
 _HEAVY: dict[tuple[int, int, int], dict[str, Tile]] = {
     (90, 1, 64): {"backward": Tile(128, 32, 64, 8, 3)},
@@ -30,6 +34,7 @@ _HEAVY: dict[tuple[int, int, int], dict[str, Tile]] = {
     (90, 1, 512): {"forward": Tile(128, 128, 64, 8, 3), "weights": Tile(128, 64, 64, 8, 3)},
     (90, 2, 128): {"backward": Tile(128, 32, 128, 8, 2)},
     (80, 1, 128): {"backward": Tile(64, 32, 128, 4, 2, 2)},
+    (80, 1, 512): {"forward": Tile(64, 128, 64, 4, 3), "weights": Tile(128, 128, 64, 8, 3)},
 }
 
 

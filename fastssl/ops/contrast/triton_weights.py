@@ -148,13 +148,14 @@ def weigh_pairs(
     own_statistics, own_gradient, other_statistics, other_gradient, right_scale, own, other, unit,
     scale, factor, rows, columns, left_padded, right_padded,
     KIND: tl.constexpr, BOUNDED: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
-    LEARNED: tl.constexpr, BIASED: tl.constexpr, BLOCK: tl.constexpr,
+    LEARNED: tl.constexpr, BIASED: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The vectors [5, padded] of both sides: weight, base, constant, positive weight, its base.
 
-    With `unit` in them, and those of columns times their scale. Bounded, weights also hold what
-    leads from e^(s - n) to 2^(t - |log2(e) scale|); else base is n as float32, and weights make up
-    for its rounding. SIGMOID has no base: for BIASED, columns have 1 / scale in its place.
+    With `unit` in them, and SCALED those of columns times their scale. Bounded, weights also hold
+    what leads from e^(s - n) to 2^(t - |log2(e) scale|); else base is n as float32, and weights
+    make up for its rounding. SIGMOID has no base: if SCALED and BIASED, columns have 1 / scale
+    in its place.
     """
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     up = tl.load(unit)
@@ -165,13 +166,15 @@ def weigh_pairs(
             KIND, BOUNDED,
         )  # fmt: skip
     live = row < columns
-    size = tl.load(right_scale + row, mask=live, other=0.0)
+    size = tl.full(row.shape, 1.0, tl.float32)
+    if SCALED:
+        size = tl.load(right_scale + row, mask=live, other=0.0)
     if OTHER:
         _store_side(
             other_statistics, other_gradient, other, bound, up, size, row, live, columns,
             right_padded, KIND, BOUNDED,
         )  # fmt: skip
-    if BIASED:
+    if BIASED and SCALED:
         back = tl.where(size > 0, tl.div_rn(1.0, tl.where(size > 0, size, 1.0)), 0.0)
         tl.store(other + right_padded + row, back, mask=row < right_padded)
 

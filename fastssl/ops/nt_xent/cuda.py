@@ -2,4 +2,4 @@
 
 from fastssl._library import register_triton
 
-register_triton("nt_xent")
+register_triton("nt_xent", "forward", "backward")
