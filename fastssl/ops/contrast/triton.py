@@ -222,7 +222,10 @@ class Problem:
         return sums, splits
 
     def statistics(
-        self, positive: Tensor | None, threshold: Tensor | None, known: tuple[Tensor, int] | None
+        self,
+        positive: Tensor | None = None,
+        threshold: Tensor | None = None,
+        known: tuple[Tensor, int] | None = None,
     ) -> Tensor:
         """The statistics of the left rows.
 
@@ -283,11 +286,11 @@ def forward(*arguments):
         return schema._forward(*p)
     with on_device(p.x):
         problem = Problem.of(p)
-        rows = problem.statistics(None, p.threshold, None)
+        rows = problem.statistics(threshold=p.threshold)
         if not p.columns:
             return rows, problem.empty(pairs.ROWS, 0, dtype=torch.float64)
         outside = problem.partner is not None and p.kind in (SOFTMAX, SIGMOID)
-        return rows, problem.swapped.statistics(problem.positive if outside else None, None, None)
+        return rows, problem.swapped.statistics(problem.positive if outside else None)
 
 
 def backward(*arguments):

@@ -102,7 +102,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
     triton_gradient.by_chunks(problem, tiles, write, of_left, of_right)
     share.copy_(block_sums.sum(dtype=torch.float64))
-    rows = problem.statistics(None, None, (row_sums, 1))
+    rows = problem.statistics(known=(row_sums, 1))
     return rows, problem.empty(ROWS, 0, dtype=torch.float64), kept
 
 
